@@ -1,0 +1,116 @@
+"""The command `supercl`: one group, its commands named in a table and imported only when they run.
+
+So `supercl --help` imports nothing but click, and a machine with one half installed has a working command line:
+a command of the other half says which extra to install. Errors of a user become one message and an exit code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final, NamedTuple
+
+import click
+
+from supercl_core.errors import SuperCLError
+
+
+class _Entry(NamedTuple):
+    module: str
+    extra: str
+    help: str
+
+
+# In the order in which a user meets them.
+COMMANDS: Final = {
+    "phantom": _Entry("preprocess.commands", "preprocess", "Write a labelled data set of synthetic anatomy."),
+    "preprocess": _Entry("preprocess.commands", "preprocess", "Volumes in, superpixel cache out (resumes)."),
+    "weak-labels": _Entry(
+        "preprocess.commands", "preprocess", "Compute the CCL weak labels of a cache again."
+    ),
+    "inspect": _Entry("supercl_core.commands", "", "Show what a cache holds."),
+    "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
+    "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
+    "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network (resumes)."),
+    "evaluate": _Entry("train.commands", "train", "Segment a run's test cases and score them."),
+    "report": _Entry("train.commands", "train", "Write one HTML page on runs; print their comparison."),
+    "doctor": _Entry("supercl_core.commands", "", "Show versions, devices and what is missing."),
+}
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0    done
+  1    failure
+  2    wrong usage
+  3    some cases failed (listed), the others are done
+  4    cache incomplete, or not the one asked for
+  5    preempted; a checkpoint is written
+  130  interrupted
+"""
+
+
+class _Commands(click.Group):
+    """Commands from the table; their help needs no import of their module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            module = importlib.import_module(entry.module)
+        except ModuleNotFoundError as error:
+            if not entry.extra or (error.name or "").split(".")[0] == "supercl_core":
+                raise
+            raise click.ClickException(
+                f"`supercl {cmd_name}` needs the extra {entry.extra!r} (no module {error.name!r}).\n"
+                f"  next:     pip install 'supercl[{entry.extra}]'"
+            ) from error
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="supercl", prog_name="supercl")
+def supercl() -> None:
+    """Superpixel-guided contrastive pre-training for medical image segmentation.
+
+    \b
+    The road:  phantom -> preprocess -> pretrain -> finetune -> evaluate -> report
+    Results go to stdout, progress and logs to stderr. `supercl COMMAND --help` explains a command.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with one of the documented codes."""
+    try:
+        supercl.main(args=arguments, prog_name="supercl", standalone_mode=False)
+    except SuperCLError as error:
+        click.echo(f"error: {error.message()}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a user can cause to go wrong, as exceptions with an exit code.
+
+A message has four parts: what is wrong, where (path, case, slice or key), what was expected against what
+was found, and what to do next. `supercl_core.cli` prints it and exits with the class's code; nothing else
+in the project catches these, except where one bad case must not stop the others.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SuperCLError(Exception):
+    """A failure that the user can act on.
+
+    `what` is one sentence; `where` names the path, case, slice or key; `expected` and `found` are set
+    together; `next_step` tells what to do.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        next_step: str,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.next_step = next_step
+        super().__init__(self.message())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling, and workers send errors back pickled.
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.found, self.next_step)
+
+    def message(self) -> str:
+        """The whole message, one part a line."""
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where:    {self.where}")
+        if self.expected is not None:
+            lines.append(f"  expected: {self.expected}")
+        if self.found is not None:
+            lines.append(f"  found:    {self.found}")
+        lines.append(f"  next:     {self.next_step}")
+        return "\n".join(lines)
+
+    def one_line(self) -> str:
+        """The message without the next step, for a row of a table of failures."""
+        parts = [self.what.rstrip(".")]
+        if self.expected is not None or self.found is not None:
+            parts.append(f"expected {self.expected}, found {self.found}")
+        return "; ".join(parts)
+
+
+def _rebuild(
+    kind: type[SuperCLError], what: str, where: object, expected: object, found: object, next_step: str
+) -> SuperCLError:
+    return kind(what, where=where, expected=expected, found=found, next_step=next_step)
+
+
+class UsageError(SuperCLError):
+    """Options or settings that make no sense (exit code 2)."""
+
+    exit_code = 2
+
+
+class CasesFailedError(SuperCLError):
+    """Some cases failed and are listed; all others are done (exit code 3)."""
+
+    exit_code = 3
+
+
+class CacheError(SuperCLError):
+    """A cache that is incomplete, damaged, of another version, or not the one asked for (exit code 4)."""
+
+    exit_code = 4
+
+
+class PreemptedError(SuperCLError):
+    """Training was told to stop and has written a checkpoint (exit code 5)."""
+
+    exit_code = 5

@@ -1,0 +1,88 @@
+"""Progress of long work on stderr: a bar with rate and ETA on a terminal, a line every 30 s in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+LOG_INTERVAL_S: Final = 30.0
+
+
+class Advance(Protocol):
+    """Says that `count` more units are done; `note` is shown behind the bar."""
+
+    def __call__(self, count: int = 1, *, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Show how far a loop over `total` units is; `done` of them were finished by an earlier run."""
+    if sys.stderr.isatty():
+        with _bar(title, total=total, unit=unit, done=done) as advance:
+            yield advance
+    else:
+        log = _LogLines(title, total=total, unit=unit, done=done)
+        yield log
+        log.write()
+
+
+@contextmanager
+def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(count: int = 1, *, note: str = "") -> None:
+            bar.advance(task, count)
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
+
+
+class _LogLines:
+    def __init__(self, title: str, *, total: int, unit: str, done: int) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._first, self._done = done, done
+        self._start = self._last = time.monotonic()
+        self._note = ""
+
+    def __call__(self, count: int = 1, *, note: str = "") -> None:
+        self._done += count
+        self._note = note or self._note
+        if time.monotonic() - self._last >= LOG_INTERVAL_S:
+            self.write()
+
+    def write(self) -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._start
+        rate = (self._done - self._first) / elapsed if elapsed > 0 else 0.0
+        left = (self._total - self._done) / rate if rate > 0 else 0.0
+        print(
+            f"{self._title}: {self._done}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s, "
+            f"{elapsed:.0f} s elapsed, ETA {left:.0f} s{'  ' + self._note if self._note else ''}",
+            file=sys.stderr,
+            flush=True,
+        )

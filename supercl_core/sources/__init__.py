@@ -1,0 +1,61 @@
+"""Which cases a folder holds: one small module per layout, recognised by itself.
+
+A layout module has `EXPECTED` (what its folder looks like, one line), `matches(path)` and `read(path)`.
+Called by preprocessing and prediction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from supercl_core.errors import SuperCLError
+from supercl_core.sources import folder, msd
+from supercl_core.sources.base import CaseSource, DataSource
+
+__all__ = ["CaseSource", "DataSource", "discover"]
+
+# The first that matches is taken: from the most specific to the most general.
+_LAYOUTS = (msd, folder)
+
+
+def discover(path: Path) -> DataSource:
+    """List the cases of the folder `path`, without reading any volume.
+
+    Raises SuperCLError when the folder is missing or empty, when no layout fits, or when two cases would get one id.
+    """
+    if not path.is_dir():
+        raise SuperCLError(
+            "The input folder does not exist.",
+            where=path,
+            expected="a folder of volumes",
+            found="a file" if path.exists() else "nothing",
+            next_step="Check the path; `supercl phantom OUT` writes a data set to try things with.",
+        )
+    for layout in _LAYOUTS:
+        if layout.matches(path):
+            source = layout.read(path)
+            _check_ids(source, path)
+            return source
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    raise SuperCLError(
+        "The input folder holds no volume in a known layout.",
+        where=path,
+        expected="\n            ".join(layout.EXPECTED for layout in _LAYOUTS),
+        found=shown or "an empty folder",
+        next_step="Arrange the files in one of these layouts, or point to the folder that holds them.",
+    )
+
+
+def _check_ids(source: DataSource, path: Path) -> None:
+    seen: dict[str, CaseSource] = {}
+    for case in source.cases:
+        if case.id in seen:
+            raise SuperCLError(
+                f"Two files would become the case {case.id!r}.",
+                where=path,
+                expected="one volume a case",
+                found=f"{seen[case.id].image_path} and {case.image_path}",
+                next_step="Rename or remove one of them.",
+            )
+        seen[case.id] = case

@@ -1,0 +1,178 @@
+"""One volume in or out, with its geometry, through SimpleITK (every volume and image format it reads).
+
+Reads images and label maps for preprocessing and prediction, writes label maps in the geometry of their image.
+Says nothing about which files a data set has: that is `supercl_core.sources`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supercl_core.errors import SuperCLError
+from supercl_core.files import atomic_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Where a volume lies in space, as SimpleITK gives it: axes in the order x, y, z."""
+
+    spacing_mm: tuple[float, float, float]
+    origin_mm: tuple[float, float, float]
+    direction: tuple[float, ...]
+    """Row-major 3 x 3 direction cosines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """One image or label map in memory."""
+
+    array_CZYX: np.ndarray
+    """Values as stored in the file (rescaled by the format's own slope), native byte order."""
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of its volume before the values are read."""
+
+    shape: tuple[int, int, int, int]
+    """Channels, slices, rows, columns."""
+    dtype: str
+    """SimpleITK's name of the pixel type."""
+
+
+def read_header(path: Path) -> Header:
+    """Read the shape and pixel type of a volume without its values.
+
+    Raises SuperCLError when the file is missing or no volume.
+    """
+    reader = _reader(path)
+    _run(path, reader.ReadImageInformation)
+    size = list(reader.GetSize())
+    num_channels = reader.GetNumberOfComponents()
+    if len(size) == 4:
+        num_channels *= size[3]
+    size = [*size[:3], 1][:3]
+    sitk = _simpleitk()
+    return Header(
+        shape=(num_channels, size[2], size[1], size[0]),
+        dtype=sitk.GetPixelIDValueAsString(reader.GetPixelID()),
+    )
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a 2-D, 3-D or multi-channel volume as (c, z, y, x); channels are the fourth axis or vector components.
+
+    Raises SuperCLError when the file is missing or no volume, when a dimension is zero, or when a value is
+    NaN or infinite.
+    """
+    sitk = _simpleitk()
+    image = _run(path, _reader(path).Execute)
+    array = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+    elif image.GetDimension() < 4:
+        array = array[None]
+    if image.GetDimension() == 2:
+        array = array[:, None]
+    if array.ndim != 4:
+        raise SuperCLError(
+            "The volume has more axes than channels, slices, rows and columns.",
+            where=path,
+            expected="2, 3 or 4 axes",
+            found=f"size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} components",
+            next_step="Split the file into one volume per time point.",
+        )
+    if array.size == 0:
+        raise SuperCLError(
+            "The volume is empty.",
+            where=path,
+            expected="at least one voxel along every axis",
+            found=f"shape (c, z, y, x) = {array.shape}",
+            next_step="Remove the file or export the volume again.",
+        )
+    if array.dtype.kind == "c":
+        raise SuperCLError(
+            "The volume holds complex numbers.",
+            where=path,
+            expected="real values",
+            found=array.dtype,
+            next_step="Export the magnitude image.",
+        )
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise SuperCLError(
+            "The volume has values that are NaN or infinite.",
+            where=path,
+            expected="finite values",
+            found=f"{int((~finite).sum())} such voxels, the first at (c, z, y, x) = {first}",
+            next_step="Replace them by a background value and run again.",
+        )
+    return Volume(array_CZYX=array, geometry=_geometry(image))
+
+
+def orientation(geometry: Geometry) -> str:
+    """The anatomical directions in which x, y and z grow, such as `LPS`."""
+    return _simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
+
+
+def write_label_map(path: Path, label_map_ZYX: np.ndarray, geometry: Geometry) -> None:
+    """Write a label map, uint8 (z, y, x), atomically and in the given geometry; the suffix names the format."""
+    sitk = _simpleitk()
+    image = sitk.GetImageFromArray(np.ascontiguousarray(label_map_ZYX, dtype=np.uint8))
+    image.SetSpacing(geometry.spacing_mm)
+    image.SetOrigin(geometry.origin_mm)
+    image.SetDirection(geometry.direction)
+    with atomic_file(path) as wip:
+        sitk.WriteImage(image, str(wip), useCompression=True)
+
+
+def _geometry(image: Any) -> Geometry:
+    """Geometry of a SimpleITK image of 2 to 4 dimensions; what a 2-D image lacks is 1, 0 and identity."""
+    dimension = image.GetDimension()
+    used = min(dimension, 3)
+    direction = np.eye(3)
+    direction[:used, :used] = np.reshape(image.GetDirection(), (dimension, dimension))[:used, :used]
+    return Geometry(
+        spacing_mm=(*image.GetSpacing()[:3], 1.0)[:3],
+        origin_mm=(*image.GetOrigin()[:3], 0.0)[:3],
+        direction=tuple(direction.ravel().tolist()),
+    )
+
+
+def _reader(path: Path) -> Any:
+    if not path.is_file():
+        raise SuperCLError(
+            "The file does not exist.",
+            where=path,
+            next_step="Check the path, or remove the case from the data set's list.",
+        )
+    reader = _simpleitk().ImageFileReader()
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _run(path: Path, action: Any) -> Any:
+    try:
+        return action()
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise SuperCLError(
+            "The file cannot be read as a volume.",
+            where=path,
+            expected="a format that SimpleITK reads, undamaged",
+            found=lines[-1] if lines else "no reason given",
+            next_step="Open it with another viewer; remove it or export it again if that fails too.",
+        ) from None
+
+
+def _simpleitk() -> Any:
+    """SimpleITK, imported on first use (0.2 s), its own messages off: errors say what they say."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return sitk
