@@ -1,0 +1,201 @@
+"""Weights: every form that is read, what is refused, the transfer of an encoder, and atomic writing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from supercl_core.errors import SuperCLError
+from train.models.unet import PretrainNet, UNet
+from train.models.weights import STEM_NAME, load_encoder, read_weights, save_weights
+
+
+class Dangerous:
+    """Runs code when it is unpickled: it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def pretrained(channels=1, filters=2):
+    torch.manual_seed(7)
+    network = PretrainNet(in_channels=channels, filters=filters)
+    network.encoder(torch.randn(2, channels, 32, 32))  # moves the batch statistics from their defaults
+    return network
+
+
+def unet(channels=1, filters=2):
+    torch.manual_seed(8)
+    return UNet(in_channels=channels, num_classes=3, filters=filters)
+
+
+def copy_of(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+
+
+# ---- reading
+
+
+def test_safetensors_and_the_folder_of_a_run_are_read(tmp_path):
+    network = pretrained()
+    save_weights(network, tmp_path / "weights.safetensors", {})
+    assert_same(read_weights(tmp_path / "weights.safetensors"), network.state_dict())
+    assert_same(read_weights(str(tmp_path)), network.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_published_torch_files_are_read(tmp_path, prefix, wrapped, zipped):
+    network = pretrained()
+    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
+    path = tmp_path / "model.pth"
+    torch.save({"net": state} if wrapped else state, path, _use_new_zipfile_serialization=zipped)
+    assert_same(read_weights(path), network.state_dict())
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", ""])
+def test_a_missing_file_is_named(tmp_path, name):
+    with pytest.raises(SuperCLError, match="no weights here") as caught:
+        read_weights(tmp_path / name)
+    assert str(tmp_path / (name or "weights.safetensors")) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"some text\n" * 9, b"PK\x03\x04" + bytes(99), bytes(400)])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SuperCLError, match="holds no weights") as caught:
+        read_weights(path)
+    assert caught.value.where == path
+
+
+@pytest.mark.parametrize("payload", [{}, {"net": {}}, {"net": [1, 2]}, {"epoch": 3}, torch.zeros(2), [1]])
+def test_a_torch_file_without_a_state_dict_is_refused(tmp_path, payload):
+    torch.save(payload, tmp_path / "model.pth")
+    with pytest.raises(SuperCLError, match="something else in it"):
+        read_weights(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("form", "found"), [("zip", "could run code"), ("old", "could run code"), ("bare", "")]
+)
+def test_a_pickle_that_could_run_code_is_refused_and_runs_none(tmp_path, form, found):
+    payload = {"net": Dangerous(tmp_path / "ran")}
+    path = tmp_path / "model.pth"
+    if form == "bare":
+        path.write_bytes(pickle.dumps(payload))
+    else:
+        torch.save(payload, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(SuperCLError, match="read safely") as caught:
+        read_weights(path)
+    assert found in caught.value.found
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- transfer
+
+
+def test_only_the_encoder_is_transferred_and_everything_is_reported(tmp_path):
+    source, network = pretrained(), unet()
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    decoder = {name: tensor for name, tensor in copy_of(network).items() if name.startswith("decoder.")}
+    report = load_encoder(network, tmp_path)
+    assert_same(network.encoder.state_dict(), source.encoder.state_dict())
+    assert_same({name: t for name, t in network.state_dict().items() if name.startswith("decoder.")}, decoder)
+
+    assert set(report.loaded) == {name for name in source.state_dict() if name.startswith("encoder.")}
+    assert set(report.skipped) == set(source.state_dict()) - set(report.loaded)
+    assert report.adapted == ()
+    assert report.summary() == (f"Encoder loaded from {tmp_path}: 60 tensors; 8 outside the encoder left.")
+    assert report.as_dict()["source"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(1, 4), (4, 1)])
+def test_an_adapted_stem_answers_a_repeated_image_as_before(tmp_path, stored, wanted):
+    source, network = pretrained(stored).eval(), unet(wanted).eval()
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    report = load_encoder(network, tmp_path)
+    image = torch.randn(1, 1, 32, 32)
+    expected = source.encoder(image.repeat(1, stored, 1, 1))[-1]
+    torch.testing.assert_close(network.encoder(image.repeat(1, wanted, 1, 1))[-1], expected)
+    assert report.adapted == (STEM_NAME,)
+    assert STEM_NAME not in report.loaded
+    assert f"60 tensors, 1 of them adapted ({STEM_NAME})" in report.summary()
+
+
+def assert_refused(network, path, *parts):
+    before = copy_of(network)
+    with pytest.raises(SuperCLError, match="another architecture") as caught:
+        load_encoder(network, path)
+    for part in parts:
+        assert part in str(caught.value)
+    assert_same(network.state_dict(), before)
+
+
+def test_another_number_of_filters_is_another_architecture(tmp_path):
+    save_weights(pretrained(filters=4), tmp_path / "weights.safetensors", {})
+    assert_refused(
+        unet(),
+        tmp_path,
+        f"{STEM_NAME} (2, 1, 3, 3)",
+        f"{STEM_NAME} (4, 1, 3, 3)",
+        "encoder.contr_1_1.0.bias (4,)",
+    )
+
+
+def test_other_input_channels_than_one_are_not_adapted(tmp_path):
+    save_weights(pretrained(channels=3), tmp_path / "weights.safetensors", {})
+    assert_refused(unet(channels=4), tmp_path, f"{STEM_NAME} (2, 4, 3, 3)", f"{STEM_NAME} (2, 3, 3, 3)")
+
+
+def test_missing_and_unknown_encoder_tensors_are_another_architecture(tmp_path):
+    state = copy_of(pretrained())
+    torch.save(
+        {name: t for name, t in state.items() if name != "encoder.center.2.bias"}, tmp_path / "less.pth"
+    )
+    assert_refused(unet(), tmp_path / "less.pth", "encoder.center.2.bias absent")
+    torch.save(state | {"encoder.contr_5_1.0.bias": torch.zeros(2)}, tmp_path / "more.pth")
+    assert_refused(unet(), tmp_path / "more.pth", "encoder.contr_5_1.0.bias (2,)")
+    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    assert_refused(unet(), tmp_path / "other.pth", "60 tensors differ", "and 57 more")
+
+
+# ---- writing
+
+
+def test_metadata_is_in_the_header_and_any_memory_format_is_written(tmp_path):
+    network = pretrained().to(memory_format=torch.channels_last)
+    path = tmp_path / "weights.safetensors"
+    save_weights(network, path, {"epoch": "3"})
+    assert_same(read_weights(path), network.state_dict())
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"epoch": "3"}
+
+
+def test_a_write_that_fails_leaves_the_old_weights_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    save_weights(pretrained(), path, {})
+    before = path.read_bytes()
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(unet(), path, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

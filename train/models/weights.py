@@ -1,0 +1,196 @@
+"""Weights in and out: reading checkpoints, moving an encoder into another network, writing safetensors.
+
+Reads what this project writes and the published checkpoints, and never runs code from a file. Resuming a
+run, with optimiser and random state, is left to `train.loop`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from supercl_core.errors import SuperCLError
+
+WEIGHTS_NAME = "weights.safetensors"
+ENCODER_PREFIX = "encoder."
+STEM_NAME = "encoder.contr_1_1.0.weight"
+NUM_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of every tensor of a checkpoint whose encoder was transferred."""
+
+    source: str
+    """Path of the weights, as given."""
+    loaded: tuple[str, ...]
+    """Tensors copied as they are."""
+    adapted: tuple[str, ...]
+    """Tensors copied after a change of the number of input channels."""
+    skipped: tuple[str, ...]
+    """Tensors of the file outside the encoder, which were left."""
+
+    def summary(self) -> str:
+        """One paragraph for logs and reports."""
+        adapted = f", {len(self.adapted)} of them adapted ({', '.join(self.adapted)})" if self.adapted else ""
+        skipped = f"; {len(self.skipped)} outside the encoder left" if self.skipped else ""
+        return (
+            f"Encoder loaded from {self.source}: {len(self.loaded) + len(self.adapted)} tensors"
+            f"{adapted}{skipped}."
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
+    """Copy the encoder of a checkpoint into the `encoder` of a network.
+
+    `path` is anything that `read_weights` reads. Only tensors named `encoder.*` are copied, and all of the
+    network's must be there. Where exactly one side has a single input channel, the first convolution is
+    adapted (our choice): one channel becomes C by repeating the kernel divided by C, which keeps the
+    response to an image repeated C times; C become one by summing.
+
+    Returns the LoadReport. Raises SuperCLError, and leaves the network as it was, where tensors are missing,
+    are unknown to the network or have another shape.
+    """
+    weights = read_weights(path)
+    encoder = network.get_submodule("encoder")
+    expected = {ENCODER_PREFIX + name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    found = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PREFIX)}
+
+    adapted: list[str] = []
+    if STEM_NAME in expected and STEM_NAME in found:
+        stem = _adapt_stem(found[STEM_NAME], expected[STEM_NAME])
+        if stem is not found[STEM_NAME]:
+            found[STEM_NAME] = stem
+            adapted.append(STEM_NAME)
+
+    _check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
+    encoder.load_state_dict({name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in found.items()})
+    return LoadReport(
+        source=str(path),
+        loaded=tuple(name for name in found if name not in adapted),
+        adapted=tuple(adapted),
+        skipped=tuple(name for name in weights if name not in found),
+    )
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """Read named tensors, on the CPU.
+
+    `path` is a safetensors file, a file of `torch.save` (a state dict, alone or as `{"net": state dict}`,
+    the names with or without `module.` in front), or the folder of a run, whose `weights.safetensors` is
+    read. Raises SuperCLError where there is no such file, where it holds no weights, and where it is a pickle
+    with anything but tensors in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    if not path.is_file():
+        raise SuperCLError(
+            "There are no weights here.",
+            where=path,
+            next_step="Give a .safetensors file, a torch checkpoint, or the folder of a finished run.",
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise _no_checkpoint(path, f"no safetensors file ({error})") from error
+
+    payload = _load_torch_file(path)
+    weights = payload.get("net", payload) if isinstance(payload, dict) else None
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(v, Tensor) for v in weights.values())
+    ):
+        raise _no_checkpoint(path, "a torch file with something else in it")
+    return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, str]) -> None:
+    """Write a network's state dict as safetensors, with `metadata` in the header.
+
+    The file appears whole or not at all: it is written beside its place and renamed. The folder must exist.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    wip_path = path.with_name(path.name + ".wip")
+    try:
+        with wip_path.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, dict(metadata)))
+            file.flush()
+            os.fsync(file.fileno())
+        wip_path.replace(path)
+    finally:
+        wip_path.unlink(missing_ok=True)
+
+
+def _load_torch_file(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # torch warns of foreign pickle protocols before it refuses them; the refusal says enough.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # Bytes that are no checkpoint raise nearly anything, KeyError included.
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            found = "a pickle with other objects than tensors, which could run code when read"
+        else:
+            found = "no torch file"
+        raise _no_checkpoint(path, found) from error
+
+
+def _no_checkpoint(path: Path, found: str) -> SuperCLError:
+    return SuperCLError(
+        "The file holds no weights that can be read safely.",
+        where=path,
+        expected='a safetensors file, or torch.save of a state dict, alone or as {"net": state dict}',
+        found=found,
+        next_step="Check the path; save foreign checkpoints again as a plain state dict.",
+    )
+
+
+def _adapt_stem(weight: Tensor, expected: torch.Size) -> Tensor:
+    """The first convolution's weight with the expected number of input channels, where one side has one."""
+    if weight.ndim == 4 and weight.shape[1] != expected[1]:
+        if expected[1] == 1:
+            return weight.sum(dim=1, keepdim=True)
+        if weight.shape[1] == 1:
+            return weight.repeat(1, expected[1], 1, 1) / expected[1]
+    return weight
+
+
+def _check_same_architecture(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], path: Path | str
+) -> None:
+    names = dict.fromkeys([*expected, *found])
+    differing = [name for name in names if expected.get(name) != found.get(name)]
+    if not differing:
+        return
+    named = differing[:NUM_NAMED]
+    more = f", and {len(differing) - NUM_NAMED} more" if len(differing) > NUM_NAMED else ""
+
+    def shapes(side: Mapping[str, torch.Size]) -> str:
+        return ", ".join(f"{name} {tuple(side[name]) if name in side else 'absent'}" for name in named) + more
+
+    raise SuperCLError(
+        f"The checkpoint's encoder is of another architecture: {len(differing)} tensors differ.",
+        where=path,
+        expected=shapes(expected),
+        found=shapes(found),
+        next_step="Give the network the checkpoint's filters and input channels, or choose another file.",
+    )
