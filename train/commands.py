@@ -1,0 +1,199 @@
+"""The commands of the training half: `pretrain`, `finetune`, `evaluate`, `report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PATH = click.Path(path_type=Path)
+
+
+def _settings_options(presets: str) -> Callable[[Any], Any]:
+    """--preset, --config and --set, in the order in which they apply."""
+
+    def decorate(function: Any) -> Any:
+        for option in (
+            click.option(
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="One setting; may be repeated.",
+            ),
+            click.option("--config", "config_path", type=_PATH, help="Settings in a TOML file."),
+            click.option("--preset", metavar="NAME", help=f"A set of settings: {presets}."),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+class _WithSettings(click.Command):
+    """A command whose help ends with its settings and their defaults, read from the dataclass."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from importlib import import_module
+
+        module = import_module(f"train.{self.name}")
+        config = getattr(module, f"{str(self.name).capitalize()}Config")
+        with formatter.section("Settings (for --config and --set) and their defaults"):
+            formatter.write_dl(_setting_rows(config()))
+
+
+def _setting_rows(config: Any, prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            rows += _setting_rows(value, f"{field.name}.")
+        else:
+            text = "none" if value is None else list(value) if isinstance(value, tuple) else value
+            rows.append((prefix + field.name, str(text)))
+    return rows
+
+
+@click.command(cls=_WithSettings)
+@click.argument("cache", type=_PATH)
+@click.argument("run", type=_PATH)
+@click.option("--split", metavar="FILE[:SECTION]", help="Leave the test cases of this split out.")
+@_settings_options("published, demo")
+def pretrain(
+    cache: Path,
+    run: Path,
+    split: str | None,
+    preset: str | None,
+    config_path: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Pre-train an encoder on all slices of CACHE, without labels; the result goes to the folder RUN.
+
+    Run the same command again to go on after a stop.
+
+    \b
+    Example:  supercl pretrain heart.zarr runs/pretrain --split heart_split.json
+    """
+    from supercl_core.cache_reader import open_cache
+    from supercl_core.config import resolve
+    from supercl_core.splits import read_split
+    from train.pretrain import PRESETS, PretrainConfig
+    from train.pretrain import pretrain as start
+
+    config = resolve(
+        PretrainConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments
+    )
+    opened = open_cache(cache)
+    _say_missing(opened)
+    excluded: tuple[str, ...] = ()
+    if split is not None:
+        ids = [row.id for row in opened.rows]
+        excluded = read_split(split, ids, data_set=opened.name, num_labelled=None).test
+    weights_path = start(opened, run, config=config, excluded=excluded)
+    click.echo(f"{weights_path}: encoder after {config.steps} steps")
+
+
+@click.command(cls=_WithSettings)
+@click.argument("cache", type=_PATH)
+@click.argument("run", type=_PATH)
+@click.option("--init", required=True, help="A pre-training run, a file of weights, or `scratch`.")
+@click.option(
+    "--split",
+    required=True,
+    metavar="FILE[:SECTION]",
+    help="Labelled cases and test cases.",
+)
+@click.option(
+    "--labelled", required=True, type=click.IntRange(min=1), help="How many labelled cases (keys) to use."
+)
+@_settings_options("published, demo")
+def finetune(
+    cache: Path,
+    run: Path,
+    init: str,
+    split: str,
+    labelled: int,
+    preset: str | None,
+    config_path: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Fine-tune a U-Net on the labelled cases of CACHE; the result goes to the folder RUN.
+
+    Run the same command again to go on after a stop.
+
+    \b
+    Example:  supercl finetune heart.zarr runs/pretrained --init runs/pretrain \\
+                  --split heart_split.json --labelled 2
+    """
+    from supercl_core.cache_reader import open_cache
+    from supercl_core.config import resolve
+    from supercl_core.splits import read_split
+    from train.finetune import PRESETS, FinetuneConfig
+    from train.finetune import finetune as start
+
+    config = resolve(
+        FinetuneConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments
+    )
+    opened = open_cache(cache)
+    _say_missing(opened)
+    ids = [row.id for row in opened.rows]
+    cases = read_split(split, ids, data_set=opened.name, num_labelled=labelled)
+    weights_path = start(opened, run, split=cases, init=init, config=config)
+    click.echo(f"{weights_path}: network after {config.steps} steps on {len(cases.labelled)} labelled cases")
+
+
+@click.command()
+@click.argument("run", type=_PATH)
+@click.argument("cache", type=_PATH)
+@click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
+def evaluate(run: Path, cache: Path, device: str) -> None:
+    """Segment the test cases of the fine-tuned RUN and score them: DSC, JC, HD95 and ASD per case.
+
+    Writes RUN/predictions (NIfTI, in the geometry of the sources) and RUN/evaluation.json, and prints a table.
+
+    \b
+    Example:  supercl evaluate runs/pretrained heart.zarr
+    """
+    from supercl_core.cache_reader import open_cache
+    from train.evaluate import evaluate as start
+
+    start(run, open_cache(cache), device_name=device)
+    _print_comparison([run])
+
+
+@click.command()
+@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=_PATH)
+@click.option("-o", "--output", required=True, type=_PATH, help="The page to write.")
+@click.option("--cache", type=_PATH, help="The cache, where it has moved since the runs.")
+def report(run_paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
+    """Write one self-contained HTML page on one or more RUNs, and print how they compare.
+
+    The first fine-tuned run is the baseline of the comparison.
+
+    \b
+    Example:  supercl report runs/scratch runs/pretrained runs/pretrain -o report.html
+    """
+    from train.report import write_report
+    from train.runs import read_run
+
+    write_report(list(run_paths), output, cache_path=cache)
+    _print_comparison([run for run in run_paths if read_run(run)["kind"] == "finetune"])
+    click.echo(f"report: {output}")
+
+
+def _say_missing(cache: Any) -> None:
+    if cache.failed:
+        click.echo(f"note: {len(cache.failed)} cases failed in preprocessing and are missing here", err=True)
+
+
+def _print_comparison(run_paths: list[Path]) -> None:
+    from rich.console import Console
+
+    from train.comparison import compare, render_table
+
+    evaluated = [path for path in run_paths if (path / "evaluation.json").exists()]
+    if evaluated:
+        Console().print(render_table(compare(evaluated)))

@@ -1,0 +1,133 @@
+"""Evaluation: the test cases of a fine-tuned run, segmented volume by volume and scored per case.
+
+Called by `supercl evaluate`. Metrics are `train.metrics`; this module brings network, volumes and files together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from supercl_core import provenance
+from supercl_core.cache_reader import Cache, CachedCase
+from supercl_core.errors import CacheError, UsageError
+from supercl_core.files import write_json
+from supercl_core.progress import progress
+from supercl_core.volumes import write_label_map
+from train import runs
+from train.data import normalisation_window
+from train.loop import select_device
+from train.metrics import score_case, summarise
+from train.models.unet import STRIDE, UNet
+from train.models.weights import read_weights
+from train.pretrain import repeat_channels
+
+SLICES_AT_ONCE: Final = 16
+"""Slices of a volume that go through the network together."""
+
+
+def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict[str, Any]:
+    """Segment and score all test cases of a fine-tuned run; return what `evaluation.json` holds.
+
+    Writes `RUN/predictions/<case>.nii.gz` in the geometry of the sources and `RUN/evaluation.json`. Distances are
+    in mm, or in voxels when one of the test cases has no known spacing.
+
+    Raises UsageError for a run that is not fine-tuned, not finished or without test cases, CacheError for a cache
+    of another data set or of other classes.
+    """
+    run = runs.read_run(run_path)
+    _check_run(run, run_path, cache)
+    device = select_device(device_name)
+    network = load_network(run, run_path).to(device)
+    cases = [cache.case(case_id) for case_id in run["cases"]["test"]]
+    in_mm = all(case.row.spacing_mm is not None for case in cases)
+    rows = []
+    with progress("evaluate", total=len(cases), unit="cases") as advance:
+        for case in cases:
+            prediction_ZYX = segment(network, case, device=device)
+            write_label_map(
+                run_path / "predictions" / f"{case.row.id}.nii.gz", prediction_ZYX, case.geometry()
+            )
+            truth_ZYX = case.ground_truth_ZYX
+            if truth_ZYX is None:
+                raise CacheError(
+                    "A test case has no ground truth to score against.",
+                    where=f"{cache.path}, case {case.row.id}",
+                    next_step="Take the case out of the split's test list, or preprocess it with its label map.",
+                )
+            scores = score_case(
+                prediction_ZYX,
+                truth_ZYX,
+                class_names=cache.class_names,
+                spacing_mm=case.row.spacing_mm if in_mm else None,
+            )
+            rows += [{"case": case.row.id, **score.as_dict()} for score in scores]
+            advance(note=case.row.id)
+    result = {
+        "protocol": "per case, 3-D, in the source's geometry",
+        "unit": "mm" if in_mm else "voxel",
+        "class_names": list(cache.class_names),
+        "rows": rows,
+        "summary": summarise(rows),
+        "provenance": provenance.record(),
+    }
+    write_json(run_path / "evaluation.json", result)
+    return result
+
+
+def load_network(run: dict[str, Any], run_path: Path) -> UNet:
+    """The trained network of a fine-tuned run, on the CPU, in evaluation mode."""
+    network = UNet(**run["model"])
+    network.load_state_dict(read_weights(run_path))
+    return network.eval()
+
+
+@torch.inference_mode()
+def segment(network: nn.Module, case: CachedCase, *, device: torch.device) -> np.ndarray:
+    """Classes of every voxel of a case, uint8 (z, y, x), slice by slice at the slices' own size.
+
+    Slices are normalised as in training, and padded with their mean to multiples of 16.
+    """
+    _, num_slices, height, width = case.row.shape
+    windows = torch.from_numpy(normalisation_window(case)).to(device)[..., None, None]
+    low, high, mean, std = windows.unbind(1)
+    in_channels = next(network.parameters()).shape[1]
+    classes = np.empty((num_slices, height, width), np.uint8)
+    padding = (0, -width % STRIDE, 0, -height % STRIDE)
+    for first in range(0, num_slices, SLICES_AT_ONCE):
+        stored = np.ascontiguousarray(case.image_ZCYX[first : first + SLICES_AT_ONCE], dtype=np.float32)
+        images = (torch.from_numpy(stored).to(device).clamp(low, high) - mean) / std
+        images = torch.nn.functional.pad(images, padding)
+        logits = network(repeat_channels(images, in_channels))
+        part = logits.argmax(dim=1)[:, :height, :width].to(torch.uint8)
+        classes[first : first + SLICES_AT_ONCE] = part.cpu().numpy()
+    return classes
+
+
+def _check_run(run: dict[str, Any], run_path: Path, cache: Cache) -> None:
+    if run["kind"] != "finetune" or run["status"] != "finished":
+        raise UsageError(
+            "Only a finished fine-tuning run can be evaluated.",
+            where=run_path,
+            expected="kind finetune, status finished",
+            found=f"kind {run['kind']}, status {run['status']}",
+            next_step="Run `supercl finetune` to its end first.",
+        )
+    if not run["cases"]["test"]:
+        raise UsageError(
+            "The run's split has no test case.",
+            where=run_path,
+            next_step="Fine-tune with a split that has a test list.",
+        )
+    if list(cache.class_names) != run["cache"]["class_names"]:
+        raise CacheError(
+            "The cache has other classes than the run learned.",
+            where=cache.path,
+            expected=", ".join(run["cache"]["class_names"]),
+            found=", ".join(cache.class_names) or "none",
+            next_step=f"Use the cache that the run was made with: {run['cache']['path']}",
+        )

@@ -1,0 +1,200 @@
+"""Fine-tuning: a U-Net on the labelled cases of a split, from scratch or from a pre-trained encoder.
+
+Called by `supercl finetune` and, as `train.finetune`, from Python. Never looks at a test case: the network that
+is kept is the one after the last step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from monai.losses import DiceLoss
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from supercl_core.cache_reader import Cache
+from supercl_core.config import as_dict
+from supercl_core.errors import UsageError
+from supercl_core.splits import Split
+from train import runs
+from train.augment import AugmentConfig, geometric_view, intensity_view
+from train.data import Batch, BatchLoader, SliceDataset
+from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
+from train.models.unet import UNet
+from train.models.weights import WEIGHTS_NAME, load_encoder, save_weights
+from train.pretrain import network_channels, repeat_channels
+
+SCRATCH: Final = "scratch"
+"""The value of `init` that means no pre-trained encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of a fine-tuning run. What the publication sets is in the preset `published`."""
+
+    steps: int = 4_000
+    """Optimiser steps; the same for every initialisation that is compared."""
+    batch_size: int = 16
+    patch_size: tuple[int, int] | None = None
+    """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
+    filters: int = 32
+    """Channels of the network's first level (f0); those of the pre-trained encoder."""
+    in_channels: int | None = None
+    """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
+    loss: Literal["dice_ce", "ce"] = "dice_ce"
+    """Soft Dice plus cross-entropy, or cross-entropy alone (published)."""
+    optimiser: OptimiserName = "adamw"
+    lr: float = 1e-3
+    final_lr: float = 1e-5
+    """Learning rate of the last step, at the end of a half cosine."""
+    warmup_steps: int = 50
+    weight_decay: float = 1e-4
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(crop=(1.0, 1.0)))
+    """Intensity changes, then mirroring, elastic deformation, rotation and scaling; no random crop (METHOD)."""
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("final_lr", "warmup_steps", "weight_decay", "seed"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        self._check("lr", self.lr > 0, "above 0")
+
+    def _check(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise UsageError(
+                f"The setting {name!r} is out of range.",
+                expected=expected,
+                found=getattr(self, name),
+                next_step="See `supercl finetune --help` for the settings.",
+            )
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "published": {
+        "loss": "ce",
+        "optimiser": "adam",
+        "lr": 5e-4,
+        "final_lr": 5e-6,
+        "warmup_steps": 0,
+        "weight_decay": 1e-5,
+        "augment": {"crop": [1.0, 1.0], "p_brightness": 0.0, "p_contrast": 0.0, "p_blur": 0.0},
+    },
+    # No mirroring: on which side an organ lies is what tells the phantom's liver from its spleen.
+    "demo": {
+        "steps": 700,
+        "batch_size": 8,
+        "filters": 8,
+        "lr": 4e-3,
+        "augment": {"crop": [1.0, 1.0], "mirror_axes": []},
+    },
+}
+"""`published`: METHOD's table. `demo`: minutes on a CPU."""
+
+
+def finetune(
+    cache: Cache, run_path: Path, *, split: Split, init: str = SCRATCH, config: FinetuneConfig | None = None
+) -> Path:
+    """Fine-tune a segmentation network on the labelled cases of a split; go on where an earlier call stopped.
+
+    `init`: `scratch`, a pre-training run, or a file of weights. Writes the run folder (`train.runs`) and returns
+    the path of its weights.
+
+    Raises UsageError for settings that do not fit the cache or a run folder of another run, CacheError for a
+    labelled case without ground truth, SuperCLError for weights of another architecture.
+    """
+    config = config or FinetuneConfig()
+    device = select_device(config.device)
+    if len(cache.class_names) < 2:
+        raise UsageError(
+            "The cache has no classes to learn.",
+            where=cache.path,
+            expected="a data set whose layout declares classes, such as dataset.json of the Decathlon",
+            found=f"classes: {', '.join(cache.class_names) or 'none'}",
+            next_step="Preprocess the data set in a layout with labels.",
+        )
+    dataset = SliceDataset(cache, list(split.labelled), patch_size=config.patch_size, ground_truth=True)
+    in_channels = network_channels(config.in_channels, cache.num_channels)
+    torch.manual_seed(config.seed)
+    network = UNet(in_channels=in_channels, num_classes=len(cache.class_names), filters=config.filters)
+    report = None if init == SCRATCH else load_encoder(network, init)
+    network.to(device)
+    runs.start_run(
+        run_path,
+        {
+            "kind": "finetune",
+            "config": as_dict(config),
+            "model": {
+                "in_channels": in_channels,
+                "num_classes": len(cache.class_names),
+                "filters": config.filters,
+            },
+            "cache": runs.describe_cache(cache),
+            "cases": {"train": list(split.labelled), "validation": [], "test": list(split.test)},
+            "split": {"file": split.file, "labelled": split.num_labelled_keys},
+            "init": None if report is None else report.as_dict(),
+            "unlabelled_test_cases_seen": _test_cases_seen(init, split, cache),
+            "weak_labels": None,
+        },
+    )
+    fit(
+        run_path,
+        network=network,
+        optimiser=make_optimiser(config.optimiser, network, lr=config.lr, weight_decay=config.weight_decay),
+        learning_rate=lambda step: cosine_lr(
+            step,
+            num_steps=config.steps,
+            lr=config.lr,
+            final_lr=config.final_lr,
+            warmup_steps=config.warmup_steps,
+        ),
+        make_loader=lambda first_step: BatchLoader(
+            dataset, batch_size=config.batch_size, seed=config.seed, device=device, first_step=first_step
+        ),
+        compute_losses=SegmentationLosses(network, config=config, in_channels=in_channels),
+        num_steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+    )
+    weights_path = run_path / WEIGHTS_NAME
+    save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
+    runs.finish_run(run_path)
+    return weights_path
+
+
+class SegmentationLosses:
+    """From a batch with ground truth to cross-entropy, soft Dice and what is minimised."""
+
+    def __init__(self, network: UNet, *, config: FinetuneConfig, in_channels: int) -> None:
+        self._network, self._config, self._in_channels = network, config, in_channels
+        # Over the whole batch, so that a class missing from one slice is no division by nothing.
+        self._dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses `loss_ce`, with `dice_ce` also `loss_dice`, and their sum `loss`."""
+        assert batch.ground_truth_BYX is not None
+        augment = self._config.augment
+        images = intensity_view(batch.image_BCYX, generator, config=augment)
+        images, truth = geometric_view(images, generator, config=augment, labels_BYX=batch.ground_truth_BYX)
+        logits = self._network(repeat_channels(images, self._in_channels))
+        terms = {"loss_ce": cross_entropy(logits, truth.long())}
+        if self._config.loss == "dice_ce":
+            terms["loss_dice"] = self._dice(logits, truth[:, None].long())
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+def _test_cases_seen(init: str, split: Split, cache: Cache) -> int:
+    """Test cases whose images the pre-training run `init` has seen (without labels); 0 for other weights."""
+    if not (Path(init) / "run.json").is_file():
+        return 0
+    run = runs.read_run(Path(init))
+    return len({*run["cases"]["train"]} & {*split.test}) if run["cache"]["name"] == cache.name else 0

@@ -1,0 +1,291 @@
+"""Pre-training: L = l1 L_ins + l2 L_intra (ILCP) + l3 L_inter (IGCP) on the slices of a cache (METHOD).
+
+Called by `supercl pretrain` and, as `train.pretrain`, from Python. The loop itself is `train.loop.fit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supercl_core.cache_reader import Cache, WeakLabels
+from supercl_core.config import as_dict
+from supercl_core.errors import UsageError
+from train import runs
+from train.augment import AugmentConfig, pretrain_views
+from train.data import Batch, BatchLoader, SliceDataset
+from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
+from train.losses.contrastive import supervised_contrastive
+from train.models.unet import PretrainNet
+from train.models.weights import WEIGHTS_NAME, save_weights
+from train.pairs import (
+    AspDivisor,
+    InstanceRule,
+    PixelSampling,
+    ViewPairs,
+    cached_igcp_positives,
+    ilcp_positives,
+    instance_positives,
+    online_igcp_positives,
+    sample_pixels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of a pre-training run. What the publication sets is in the preset `published`."""
+
+    steps: int = 20_000
+    """Optimiser steps. An epoch is slices / batch_size steps."""
+    batch_size: int = 32
+    """Slices a step; each gives four views."""
+    patch_size: tuple[int, int] | None = None
+    """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
+    filters: int = 32
+    """Channels of the network's first level (f0)."""
+    in_channels: int | None = None
+    """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
+    projection: int = 128
+    """Width of the pixel projection head, which is thrown away afterwards; 0 contrasts the encoder's features."""
+    optimiser: OptimiserName = "adamw"
+    lr: float = 2e-3
+    """Highest learning rate; it falls to 0 along a half cosine."""
+    warmup_steps: int = 100
+    weight_decay: float = 1e-4
+    temperature: float = 0.1
+    """Temperature of all three losses (published: 0.1)."""
+    weights: tuple[float, float, float] = (1.0, 1.0, 0.5)
+    """Of L_ins, L_intra and L_inter (published: 1, 1, 0.5)."""
+    instance_rule: InstanceRule = "position"
+    """Positives of L_ins: slices at close positions (volumes), or only the other view of the slice."""
+    position_threshold: float = 0.1
+    """Slices closer than this are positive pairs under the rule `position`."""
+    ilcp_pixels: PixelSampling = "all"
+    """Pixels of the stride-16 map that ILCP contrasts."""
+    igcp: Literal["cached", "online"] = "cached"
+    """Weak labels from the cache (ours), or from the features of each batch (published)."""
+    ccl_level: int | None = None
+    """Level of the cached labels, 0 the finest; None takes the finest with a positive per anchor."""
+    asp_divisor: AspDivisor = "superpixel"
+    """For online IGCP: the mean over the superpixel, or its sum over all pixels (as released)."""
+    view_pairs: ViewPairs = "edge"
+    """For online IGCP: views linked before components are taken, or added to the mask afterwards (as released)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every"):
+            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
+        for name in ("projection", "warmup_steps", "weight_decay", "position_threshold", "seed"):
+            _check(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
+        for name in ("lr", "temperature"):
+            _check(name, getattr(self, name) > 0, "above 0", getattr(self, name))
+        _check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below", self.weights)
+        if self.igcp == "cached":
+            for name in ("asp_divisor", "view_pairs"):
+                default = type(self).__dataclass_fields__[name].default
+                _check(
+                    name,
+                    getattr(self, name) == default,
+                    "igcp = 'online', or the default",
+                    getattr(self, name),
+                )
+        else:
+            _check("ccl_level", self.ccl_level is None, "igcp = 'cached', or none", self.ccl_level)
+
+
+PRESETS: Final[dict[str, dict[str, Any]]] = {
+    "published": {
+        "optimiser": "sgd",
+        "lr": 0.1,
+        "warmup_steps": 0,
+        "weight_decay": 1e-5,
+        "projection": 0,
+        "ilcp_pixels": "published",
+        "igcp": "online",
+        "asp_divisor": "image",
+        "view_pairs": "afterwards",
+    },
+    "demo": {"steps": 350, "batch_size": 16, "filters": 8, "lr": 5e-3, "warmup_steps": 30},
+}
+"""`published`: the released choices, where this project's differ. `demo`: minutes on a CPU."""
+
+
+def pretrain(
+    cache: Cache, run_path: Path, *, config: PretrainConfig | None = None, excluded: tuple[str, ...] = ()
+) -> Path:
+    """Pre-train an encoder on a cache, without labels; go on where an earlier call stopped.
+
+    `excluded`: case ids to leave out, such as the test cases of a study. Writes the run folder (`train.runs`) and
+    returns the path of its weights.
+
+    Raises UsageError for settings that do not fit the cache or a run folder of another run.
+    """
+    config = config or PretrainConfig()
+    device = select_device(config.device)
+    case_ids = [row.id for row in cache.done if row.id not in set(excluded)]
+    if not case_ids:
+        raise UsageError(
+            "No case is left to pre-train on.",
+            where=cache.path,
+            expected="cases beside those of the test list",
+            found=f"{len(cache.done)} cases, all excluded",
+            next_step="Check the split, or leave it out.",
+        )
+    dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
+    in_channels = network_channels(config.in_channels, cache.num_channels)
+    labels = cache.weak_labels() if config.igcp == "cached" else None
+    level = None if labels is None else _ccl_level(labels, dataset.slices, config)
+    runs.start_run(
+        run_path,
+        {
+            "kind": "pretrain",
+            "config": as_dict(config),
+            "model": {"in_channels": in_channels, "num_classes": None, "filters": config.filters},
+            "cache": runs.describe_cache(cache),
+            "cases": {"train": case_ids, "validation": [], "test": []},
+            "split": None,
+            "init": None,
+            "unlabelled_test_cases_seen": 0,
+            "weak_labels": None if labels is None else {"name": labels.name, "level": level},
+        },
+    )
+    torch.manual_seed(config.seed)
+    network = PretrainNet(in_channels=in_channels, filters=config.filters, projection=config.projection)
+    network.to(device)
+    ccl = None if labels is None else torch.from_numpy(labels.ccl[level]).to(device)
+    losses = PretrainLosses(
+        network,
+        config=config,
+        in_channels=in_channels,
+        ccl=ccl,
+        num_superpixels=max(row.num_superpixels for row in cache.done),
+    )
+    fit(
+        run_path,
+        network=network,
+        optimiser=make_optimiser(config.optimiser, network, lr=config.lr, weight_decay=config.weight_decay),
+        learning_rate=lambda step: cosine_lr(
+            step, num_steps=config.steps, lr=config.lr, final_lr=0.0, warmup_steps=config.warmup_steps
+        ),
+        make_loader=lambda first_step: BatchLoader(
+            dataset, batch_size=config.batch_size, seed=config.seed, device=device, first_step=first_step
+        ),
+        compute_losses=losses,
+        num_steps=config.steps,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+    )
+    weights_path = run_path / WEIGHTS_NAME
+    save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
+    runs.finish_run(run_path)
+    return weights_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainLosses:
+    """From a batch to the three losses and their sum."""
+
+    network: PretrainNet = field(kw_only=False)
+    config: PretrainConfig
+    in_channels: int
+    ccl: Tensor | None
+    """int32 (n,): label of every slice of the cache, at the level used; None for online IGCP."""
+    num_superpixels: int
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The losses `loss_ins`, `loss_intra`, `loss_inter` and their weighted sum `loss`."""
+        config = self.config
+        views = pretrain_views(batch.image_BCYX, generator, config=config.augment)
+        images = repeat_channels(torch.cat(views), self.in_channels)
+        output = self.network(images)
+        features_x1, features_x2, _, _ = output.features.chunk(4)
+        pixels_x1, pixels_x2, _, _ = output.pixels.chunk(4)
+        _, _, instance_x3, instance_x4 = output.instance.chunk(4)
+
+        instances = torch.cat([instance_x3, instance_x4])
+        instance_pairs = instance_positives(
+            batch.positions_B, threshold=config.position_threshold, rule=config.instance_rule
+        )
+        if self.ccl is not None:
+            inter_pairs = cached_igcp_positives(self.ccl[batch.slices_B])
+        else:
+            inter_pairs = online_igcp_positives(
+                features_x1,
+                features_x2,
+                batch.superpixels_Bhw,
+                num_superpixels=self.num_superpixels,
+                divide_by=config.asp_divisor,
+                view_pairs=config.view_pairs,
+            )
+        sampled = sample_pixels(*pixels_x1.shape[-2:], mode=config.ilcp_pixels).to(images.device)
+        embeddings = torch.cat([x.flatten(2)[..., sampled].mT for x in (pixels_x1, pixels_x2)], dim=1)
+        intra_pairs, valid = ilcp_positives(batch.superpixels_Bhw.flatten(1)[:, sampled])
+
+        t = config.temperature
+        terms = {
+            "loss_ins": supervised_contrastive(instances, instance_pairs, temperature=t),
+            "loss_intra": supervised_contrastive(embeddings, intra_pairs, temperature=t, valid=valid),
+            "loss_inter": supervised_contrastive(instances, inter_pairs, temperature=t),
+        }
+        total = torch.stack(
+            [weight * term for weight, term in zip(config.weights, terms.values(), strict=True)]
+        ).sum()
+        return {"loss": total, **terms}
+
+
+def network_channels(wanted: int | None, cached: int) -> int:
+    """Input channels of a network for images of `cached` channels.
+
+    Raises UsageError when the images have several channels and the network is to have another number.
+    """
+    if wanted is not None and wanted != cached and cached != 1:
+        raise UsageError(
+            "The network's input channels do not fit the cache.",
+            expected=f"{cached}: only single-channel images are repeated",
+            found=wanted,
+            next_step="Leave in_channels out.",
+        )
+    return wanted or cached
+
+
+def repeat_channels(images_BCYX: Tensor, in_channels: int) -> Tensor:
+    """Single-channel images repeated to the network's input channels (as published for MRI models of four)."""
+    return images_BCYX.expand(-1, in_channels, -1, -1) if images_BCYX.shape[1] == 1 else images_BCYX
+
+
+def expected_positives(labels: np.ndarray, batch_size: int) -> float:
+    """Other slices with the label of an anchor that a random batch holds, on average over anchors."""
+    counts = np.unique(labels, return_counts=True)[1]
+    return float((batch_size - 1) * (counts * (counts - 1)).sum() / (len(labels) * max(1, len(labels) - 1)))
+
+
+def _ccl_level(labels: WeakLabels, slices: np.ndarray, config: PretrainConfig) -> int:
+    """The level to train with: the one asked for, or the finest with a positive per anchor in a random batch."""
+    num_levels = len(labels.ccl)
+    if config.ccl_level is not None:
+        _check("ccl_level", 0 <= config.ccl_level < num_levels, f"0 to {num_levels - 1}", config.ccl_level)
+        return config.ccl_level
+    enough = [expected_positives(level[slices], config.batch_size) >= 1 for level in labels.ccl]
+    return enough.index(True) if any(enough) else num_levels - 1
+
+
+def _check(name: str, valid: bool, expected: object, found: object) -> None:
+    if not valid:
+        raise UsageError(
+            f"The setting {name!r} is out of range.",
+            expected=expected,
+            found=found,
+            next_step="See `supercl pretrain --help` for the settings.",
+        )
