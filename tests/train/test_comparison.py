@@ -1,0 +1,166 @@
+"""The comparison of fabricated runs: numbers by hand, notes, errors, and the table at 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from supercl_core.errors import SuperCLError
+from train.comparison import compare, paired_difference, read_runs, render_table
+from train.metrics import summarise
+
+CLASSES = ["background", "anterior", "posterior"]
+
+
+def write_run(path, dsc_by_case, *, labelled=2, steps=300, unit="mm", classes=CLASSES, kind="finetune"):
+    """A run folder; `dsc_by_case`: case -> DSC of each foreground class, None meaning absent in both."""
+    path.mkdir(parents=True)
+    record = {
+        "kind": kind,
+        "format_version": 1,
+        "config": {"steps": steps},
+        "split": {"file": "s.txt", "labelled": labelled},
+    }
+    (path / "run.json").write_text(json.dumps(record))
+    (path / "metrics.jsonl").write_text(json.dumps({"step": steps, "loss": 1.0}) + "\n")
+    rows = []
+    for case, values in dsc_by_case.items():
+        for name, dsc in zip(classes[1:], values, strict=True):
+            state = "absent in both" if dsc is None else "ok" if dsc else "missing in prediction"
+            jc, distance = (None if dsc is None else dsc / (2 - dsc)), (3.5 if dsc else None)
+            values_of_row = {"dsc": dsc, "jc": jc, "hd95": distance, "asd": distance, "state": state}
+            rows.append({"case": case, "class": name, **values_of_row})
+    evaluation = {"protocol": "per-case", "unit": unit, "class_names": classes, "rows": rows}
+    (path / "evaluation.json").write_text(json.dumps({**evaluation, "summary": summarise(rows)}))
+    return path
+
+
+def printed(comparison, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render_table(comparison))
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    return write_run(tmp_path / "scratch", {"a": (0.5, 0.7), "b": (0.6, 0.8), "c": (0.7, 0.0)})
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    return write_run(tmp_path / "pretrained", {"a": (0.6, 0.8), "b": (0.8, 0.8), "c": (0.8, 0.6)})
+
+
+def test_rows_hold_percentages_and_differences(scratch, pretrained):
+    comparison = compare([scratch, pretrained])
+    assert [(row.run, row.class_name) for row in comparison.rows] == [
+        (run, name) for run in ("scratch", "pretrained") for name in ("anterior", "posterior", "mean")
+    ]
+    anterior, posterior, mean = comparison.rows[:3]
+    assert anterior.dsc == pytest.approx(60)
+    assert posterior.dsc == pytest.approx(50)
+    assert mean.dsc == pytest.approx(55)
+    assert (posterior.num_missing, posterior.num_cases, posterior.hd95) == (1, 3, 3.5)
+    assert anterior.difference is None
+    differences = [row.difference for row in comparison.rows[3:]]
+    assert [d.mean for d in differences] == pytest.approx([40 / 3, 70 / 3, 55 / 3])
+    assert [d.num_cases for d in differences] == [3, 3, 3]
+    assert comparison.unit == "mm"
+    assert comparison.notes == ()
+
+
+def test_the_interval_is_that_of_every_possible_resample():
+    # Four cases have 4^4 resamples, all equally likely; sampling 10,000 of them comes close to their quantiles.
+    values = np.array([1.0, 2.0, 6.0, 20.0])
+    found = paired_difference(dict.fromkeys("abcd", 0.1), dict(zip("abcd", 0.1 + values / 100, strict=True)))
+    grid = np.stack(np.meshgrid(*[values] * 4), axis=-1).mean(axis=-1)
+    assert found.mean == pytest.approx(7.25)
+    assert found.interval == pytest.approx(tuple(np.percentile(grid, [2.5, 97.5])), abs=0.6)
+    assert found.interval[0] < found.mean < found.interval[1]
+
+
+def test_the_same_runs_give_the_same_interval(scratch, pretrained):
+    assert compare([scratch, pretrained]) == compare([scratch, pretrained])
+
+
+def test_pairing_takes_common_cases_only():
+    assert paired_difference({"a": 0.5, "b": 0.1}, {"a": 0.75, "c": 0.9}).mean == pytest.approx(25)
+    assert paired_difference({"a": 0.5}, {"a": 0.75}).interval is None
+    assert paired_difference({"a": 0.5}, {"c": 0.75}) is None
+
+
+def test_a_structure_absent_in_both_is_not_paired(tmp_path):
+    first = write_run(tmp_path / "first", {"a": (0.5, None), "b": (0.5, 0.5)})
+    second = write_run(tmp_path / "second", {"a": (0.6, None), "b": (0.6, 0.7)})
+    anterior, posterior, mean = (row.difference for row in compare([first, second]).rows[3:])
+    assert (anterior.num_cases, posterior.num_cases, mean.num_cases) == (2, 1, 2)
+    assert mean.mean == pytest.approx((10 + 15) / 2)
+
+
+def test_notes_say_what_is_not_comparable(tmp_path, scratch):
+    other = write_run(tmp_path / "other", {"a": (0.6, 0.8), "d": (0.8, 0.8)}, labelled=4, steps=500)
+    notes = " ".join(compare([scratch, other]).notes)
+    assert "different test cases (scratch 3 cases, other 2 cases; 1 in all)" in notes
+    assert "different labelled counts: scratch 2, other 4" in notes
+    assert "different budgets: scratch 300 steps, other 500 steps" in notes
+
+
+def test_the_table_fits_80_columns(scratch, pretrained):
+    text = printed(compare([scratch, pretrained]))
+    assert max(map(len, text.splitlines())) <= 80
+    for content in ("pretrained", "anterior", "73.33", "+13.3 [+10.0, +20.0]", "1/3", "in mm", "n = 3 cases"):
+        assert content in text
+    assert "…" not in text
+
+
+def test_long_and_nasty_names_leave_the_numbers_readable(tmp_path):
+    classes = ["background", "a_structure_with_a_very_long_name"]
+    dsc = {"a": (0.5,), "b": (0.75,)}
+    paths = [
+        # Another labelled count, so that there is a note, which names the runs.
+        write_run(tmp_path / f"[red]pretrained_with_all_options_{n}", dsc, classes=classes, labelled=n)
+        for n in (1, 2)
+    ]
+    text = printed(compare(paths))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("[red]") == 4
+    for content in ("62.50", "3.50", "0/2", "+0.0 [+0.0, +0.0]"):
+        assert content in text
+
+
+def test_one_run_makes_a_table_without_differences(scratch):
+    text = printed(compare([scratch]))
+    assert "60.00" in text
+    assert "difference" not in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    paths = [write_run(tmp_path / seed / "scratch", {"a": (0.5, 0.5)}) for seed in ("seed_0", "seed_1")]
+    assert [run.name for run in read_runs(paths)] == ["seed_0/scratch", "seed_1/scratch"]
+
+
+def test_what_is_no_evaluated_run_is_refused(tmp_path, scratch):
+    with pytest.raises(SuperCLError, match="no run here"):
+        compare([tmp_path / "nowhere"])
+    pretraining = write_run(tmp_path / "pretraining", {}, kind="pretrain")
+    with pytest.raises(SuperCLError, match="Only fine-tuned runs have scores"):
+        compare([scratch, pretraining])
+    voxels = write_run(tmp_path / "voxels", {"a": (0.5, 0.5)}, unit="voxel")
+    with pytest.raises(SuperCLError, match=r"not evaluated in the same way(.|\n)*unit"):
+        compare([scratch, voxels])
+    (scratch / "evaluation.json").unlink()
+    with pytest.raises(SuperCLError, match=r"not evaluated yet(.|\n)*supercl evaluate .*scratch CACHE"):
+        compare([scratch])
+
+
+def test_damaged_files_are_named_and_a_line_being_written_is_not_read(scratch):
+    with (scratch / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 301, "lo')
+    assert [run.num_steps for run in read_runs([scratch])] == [300]
+    (scratch / "evaluation.json").write_text("{")
+    with pytest.raises(SuperCLError, match=r"damaged(.|\n)*evaluation\.json"):
+        read_runs([scratch])
