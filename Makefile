@@ -1,0 +1,73 @@
+# SuperCL: `make` shows the targets. Variables are given as `make preprocess INPUT=Task02_Heart CACHE=heart.zarr`.
+.DEFAULT_GOAL := help
+.ONESHELL:
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Stops with an example where a variable is missing: $(call need,NAME,example).
+need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
+
+EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
+
+.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## install everything into .venv (done by the other targets as needed)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SuperCL needs Python 3.11 or newer; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the whole road in minutes, on synthetic anatomy or DATA= (a folder in MSD layout)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" benchmarks/demo.sh "$(or $(OUT),demo)" $(DATA)
+
+test: $(READY)  ## the test suite but for the slow ones
+	$(BIN)/python -m pytest -m 'not slow' -q
+
+test-slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow -q
+
+coverage: $(READY)  ## line coverage of each package, over the fast tests
+	$(BIN)/python -m pytest -m 'not slow' -q --cov --cov-report=
+	for package in supercl_core preprocess train; do
+	  printf '%-14s' $$package
+	  $(BIN)/python -m coverage report --include="$$package/*" --format=total
+	done
+
+lint: $(READY)  ## style, types, and whether cache_schema.md is current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m supercl_core.schema | diff cache_schema.md - || { echo 'cache_schema.md is stale: make schema'; exit 1; }
+
+schema: $(READY)  ## write cache_schema.md from supercl_core/schema.py
+	$(BIN)/python -m supercl_core.schema > cache_schema.md
+
+preprocess: $(READY)  ## INPUT= CACHE= [WORKERS=] [SCHEDULER=] [CONFIG=]
+	@$(call need,INPUT,INPUT=Task02_Heart CACHE=heart.zarr)$(call need,CACHE,INPUT=Task02_Heart CACHE=heart.zarr)
+	$(BIN)/supercl preprocess $(INPUT) $(CACHE) $(if $(WORKERS),--workers $(WORKERS)) \
+	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(CONFIG),--config $(CONFIG))
+
+pretrain: $(READY)  ## CACHE= RUN= [SPLIT=] [GPUS=] [CONFIG=] [PRESET=]
+	@$(call need,CACHE,CACHE=heart.zarr RUN=runs/pretrain)$(call need,RUN,CACHE=heart.zarr RUN=runs/pretrain)
+	$(LAUNCH) pretrain $(CACHE) $(RUN) $(if $(SPLIT),--split $(SPLIT)) $(EXTRA)
+
+finetune: $(READY)  ## CACHE= RUN= INIT= SPLIT= LABELLED= [CONFIG=] [PRESET=]
+	@$(foreach name,CACHE RUN INIT SPLIT LABELLED,$(call need,$(name),CACHE=heart.zarr RUN=runs/pretrained INIT=runs/pretrain SPLIT=split.json LABELLED=2))
+	$(BIN)/supercl finetune $(CACHE) $(RUN) --init $(INIT) --split $(SPLIT) --labelled $(LABELLED) $(EXTRA)
+
+evaluate: $(READY)  ## RUN= CACHE=
+	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
+	$(BIN)/supercl evaluate $(RUN) $(CACHE)
+
+bench: $(READY)  ## measure the memory map, zarr and the command line's start
+	$(BIN)/python -m benchmarks.reading
