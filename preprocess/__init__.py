@@ -1,4 +1,7 @@
-"""The offline half: volumes in, superpixel cache with weak labels out. Never imports `train` or torch."""
+"""The offline half: volumes in, superpixel cache with weak labels out. Never imports `train` or torch.
+
+`preprocess.run` does everything; `preprocess.weak_labels` computes the weak labels of a cache again.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "weak_labels":
-        from importlib import import_module
+        from preprocess.ccl import weak_labels
 
-        return import_module("preprocess.weak_labels").weak_labels
+        return weak_labels
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

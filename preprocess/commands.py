@@ -98,7 +98,7 @@ def weak_labels(cache: Path) -> None:
     \b
     Example:  supercl weak-labels heart.zarr
     """
-    from preprocess.weak_labels import weak_labels as compute
+    from preprocess.ccl import weak_labels as compute
     from supercl_core.cache_reader import open_cache
 
     hierarchy = compute(open_cache(cache))

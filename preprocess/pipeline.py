@@ -5,6 +5,7 @@ Called by `preprocess.runner` inside a worker. Axes: C channel, Z slice, Y row, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -43,10 +44,10 @@ class PreprocessConfig:
                 found=self.n_segments,
                 next_step="The published setting is 100.",
             )
-        if not self.compactness > 0:
+        if not 0 < self.compactness < math.inf:
             raise UsageError(
                 "compactness is out of range.",
-                expected="a number above 0",
+                expected="a finite number above 0",
                 found=self.compactness,
                 next_step="The published setting is 10.",
             )
@@ -123,7 +124,7 @@ def process_case(
 
 
 def slic_superpixels(scaled_CYX: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """SLIC superpixels of one slice rescaled to 0..1, float32 (c, y, x).
+    """SLIC superpixels of one slice rescaled to 0..1, float64 (c, y, x).
 
     Returns int32 (y, x): ids contiguous from 0, each a 4-connected component. One channel is segmented by its
     lightness L*, which gives the labels of the published call (scikit-image on the slice stacked to RGB, L* in
@@ -152,7 +153,7 @@ def slic_superpixels(scaled_CYX: np.ndarray, config: PreprocessConfig) -> np.nda
 
 
 def asp_on_grid(values_YX: np.ndarray, superpixels_YX: np.ndarray) -> np.ndarray:
-    """The ASP map of `values_YX`, float32 (y, x), read at the centres of a g x g grid: float32 (g, g)."""
+    """The ASP map of `values_YX`, float64 (y, x), read at the centres of a g x g grid: float32 (g, g)."""
     means = superpixel_means(values_YX, superpixels_YX, int(superpixels_YX.max()) + 1)
     height, width = values_YX.shape
     centres = (np.arange(ASP_GRID) + 0.5) / ASP_GRID

@@ -106,7 +106,10 @@ def source_stamp(case: CaseSource) -> list[list[Any]]:
 
 def failed_row(case: CaseSource, error: BaseException) -> CaseRow:
     """The row of a case that could not be computed."""
-    reason = error.one_line() if isinstance(error, SuperCLError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, SuperCLError):
+        reason = error.one_line() + (f" ({error.where})" if error.where is not None else "")
+    else:
+        reason = f"{type(error).__name__}: {error}"
     return CaseRow(id=case.id, state="failed", reason=reason, source=str(case.image_path))
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from preprocess.ccl import weak_labels
 from preprocess.pipeline import PreprocessConfig, process_case
 from preprocess.plan import Plan, failed_row, make_plan, source_stamp
-from preprocess.weak_labels import weak_labels
 from supercl_core import provenance
 from supercl_core.cache_reader import open_cache
 from supercl_core.cache_writer import (
@@ -82,6 +82,7 @@ def run(
     if len(failed) == len(ordered):
         if new:
             shutil.rmtree(cache_path)
+            shutil.rmtree(wip_path(cache_path))
         raise _nothing_done(input_path, failed)
     _finish(cache_path, ordered, plan)
     return RunResult(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -59,17 +59,25 @@ class _Commands(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        try:
-            module = importlib.import_module(entry.module)
-        except ModuleNotFoundError as error:
-            if not entry.extra or (error.name or "").split(".")[0] == "supercl_core":
-                raise
-            raise click.ClickException(
-                f"`supercl {cmd_name}` needs the extra {entry.extra!r} (no module {error.name!r}).\n"
-                f"  next:     pip install 'supercl[{entry.extra}]'"
-            ) from error
+        module = importlib.import_module(entry.module)
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            # Commands import what is heavy when they run, so a missing half shows up here.
+            name = ctx.invoked_subcommand or ""
+            entry = COMMANDS.get(name)
+            ours = (error.name or "").split(".")[0] in ("supercl_core", "preprocess", "train")
+            if entry is None or not entry.extra or ours:
+                raise
+            raise SuperCLError(
+                f"`supercl {name}` needs the extra {entry.extra!r}.",
+                found=f"no module {error.name!r}",
+                next_step=f"pip install 'supercl[{entry.extra}]'",
+            ) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -110,7 +110,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             found=error.strerror,
             next_step="Check the path given with --config.",
         ) from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # bad TOML, or not even UTF-8
         raise UsageError(
             "The settings file is not valid TOML.",
             where=path,

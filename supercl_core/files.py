@@ -46,9 +46,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(wip: Path, path: Path) -> None:
-    """Move the finished folder `wip` to `path`, replacing an older folder of that name."""
+    """Move the finished folder `wip` to `path`, replacing an older folder of that name.
+
+    The older one waits beside `wip`, where the next run removes it: a process killed between the two renames must
+    leave nothing foreign beside `path`.
+    """
     if path.exists():
-        old = path.with_name(f".old_{path.name}")
+        old = wip.with_name(f".old_{path.name}")
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
         wip.rename(path)

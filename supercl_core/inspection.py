@@ -52,6 +52,7 @@ def case_summary(cache: Cache, case_id: str) -> dict[str, Any]:
         },
         "orientation": stored["orientation"],
         "largest_error": stored["largest_error"],
+        "num_clipped": stored["num_clipped"],
         "folder": str(cache.path / "cases" / case_id),
     }
 

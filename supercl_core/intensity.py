@@ -87,12 +87,14 @@ def statistics(array_CZYX: np.ndarray) -> tuple[tuple[float, ...], ...]:
 
 
 def rescale_slice(slice_CYX: np.ndarray) -> np.ndarray:
-    """A slice rescaled to 0..1, each channel from its own minimum and maximum: float32 (c, y, x).
+    """A slice rescaled to 0..1, each channel from its own minimum and maximum: float64 (c, y, x).
 
     A constant channel becomes 0. This is the window that superpixels and ASP maps are computed in (METHOD: as
     the published call of SLIC rescales every slice).
     """
-    values = slice_CYX.astype(np.float32)
+    # In float32, ties between clusters fall differently: 0.01 % of the pixels of ACDC got another superpixel than
+    # from the published call, none in float64.
+    values = slice_CYX.astype(np.float64)
     low = values.min(axis=(1, 2), keepdims=True)
     span = values.max(axis=(1, 2), keepdims=True) - low
     return (values - low) / np.where(span > 0, span, 1)
@@ -101,9 +103,8 @@ def rescale_slice(slice_CYX: np.ndarray) -> np.ndarray:
 def lightness(grey: np.ndarray) -> np.ndarray:
     """CIE L* (0..100) of grey values in 0..1 read as sRGB with equal components (D65 white).
 
-    Source: IEC 61966-2-1 for the transfer curve, CIE 15 for L*. Any shape; float32.
+    Source: IEC 61966-2-1 for the transfer curve, CIE 15 for L*. Any shape; float64.
     """
-    grey = grey.astype(np.float32)
     linear = np.where(grey > 0.04045, ((grey + 0.055) / 1.055) ** 2.4, grey / 12.92)
     curve = np.where(linear > 0.008856, np.cbrt(linear), 7.787 * linear + 16 / 116)
-    return (116 * curve - 16).astype(np.float32)
+    return 116 * curve - 16

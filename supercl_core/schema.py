@@ -294,6 +294,12 @@ ATTRIBUTES: Final = (
         meaning="Largest absolute difference between a source value and its stored value.",
     ),
     AttributeSpec(
+        group="cases/{case}",
+        key="num_clipped",
+        type="integer",
+        meaning="Voxels outside the window of a quantised image; 0 for every other.",
+    ),
+    AttributeSpec(
         group="weak_labels/{name}",
         key="num_components",
         type="list of integers",

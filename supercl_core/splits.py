@@ -89,6 +89,8 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
         path = Path(text)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise UsageError(
             "The split cannot be read.",
@@ -109,7 +111,24 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
             found=section_name or data_set,
             next_step=f"Name the section: --split {path}:SECTION",
         )
-    return sections[matching[0]]
+    section = sections[matching[0]]
+    if not _well_formed(section):
+        raise UsageError(
+            "The lists of the split are not what they should be.",
+            where=path,
+            expected='lists of keys, those of `labelled` under their counts: {"2": [key, key]}',
+            found=", ".join(f"{name}: {json.dumps(section[name])[:60]}" for name in ("labelled", "test")),
+            next_step="Mend the file, or write one with `supercl split CACHE FILE`.",
+        )
+    return section
+
+
+def _well_formed(section: dict[str, Any]) -> bool:
+    labelled = section["labelled"]
+    if not (isinstance(labelled, dict) and labelled and all(count.isdecimal() for count in labelled)):
+        return False
+    lists = [section["test"], *labelled.values()]
+    return all(isinstance(keys, list) and all(isinstance(key, Key) for key in keys) for keys in lists)
 
 
 def _plain(name: str) -> str:

@@ -6,6 +6,8 @@ Says nothing about which files a data set has: that is `supercl_core.sources`.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,8 @@ def read_header(path: Path) -> Header:
 def read_volume(path: Path) -> Volume:
     """Read a 2-D, 3-D or multi-channel volume as (c, z, y, x); channels are the fourth axis or vector components.
 
-    Raises SuperCLError when the file is missing or no volume, when a dimension is zero, or when a value is
-    NaN or infinite.
+    Raises SuperCLError when the file is missing, damaged or no volume, when a dimension is zero, or when a value
+    is NaN or infinite.
     """
     sitk = _simpleitk()
     image = _run(path, _reader(path).Execute)
@@ -88,13 +90,7 @@ def read_volume(path: Path) -> Volume:
             next_step="Split the file into one volume per time point.",
         )
     if array.size == 0:
-        raise SuperCLError(
-            "The volume is empty.",
-            where=path,
-            expected="at least one voxel along every axis",
-            found=f"shape (c, z, y, x) = {array.shape}",
-            next_step="Remove the file or export the volume again.",
-        )
+        raise _empty(path, array.shape[1:])
     if array.dtype.kind == "c":
         raise SuperCLError(
             "The volume holds complex numbers.",
@@ -103,7 +99,7 @@ def read_volume(path: Path) -> Volume:
             found=array.dtype,
             next_step="Export the magnitude image.",
         )
-    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+    if not (finite := _finite(path, array)).all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         raise SuperCLError(
             "The volume has values that are NaN or infinite.",
@@ -129,6 +125,59 @@ def write_label_map(path: Path, label_map_ZYX: np.ndarray, geometry: Geometry) -
     image.SetDirection(geometry.direction)
     with atomic_file(path) as wip:
         sitk.WriteImage(image, str(wip), useCompression=True)
+
+
+def _finite(path: Path, array_CZYX: np.ndarray) -> np.ndarray:
+    """Which values are neither NaN nor infinite, bool (c, z, y, x), as the file says.
+
+    NIfTI's reference reader, through which SimpleITK reads, turns such values into 0 without a word, fills up a
+    file that is cut off with 0, and makes a slice of an axis without any; files in that format are therefore
+    read a second time here, through nibabel.
+    """
+    finite = np.isfinite(array_CZYX)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        stored = _nifti_values(path)
+        if stored.dtype.kind == "f":
+            # The file's axes are x, y, z, channel.
+            finite &= np.isfinite(stored).T.reshape(array_CZYX.shape)
+    return finite
+
+
+def _nifti_values(path: Path) -> np.ndarray:
+    """The values of a NIfTI file as they are stored, without slope and intercept, axes in the order of the file.
+
+    Raises SuperCLError when the file is cut off, its gzip checksum is wrong or a dimension is zero.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        version = nibabel.Nifti2Image if b"n+2\0" in content[:8] else nibabel.Nifti1Image
+        image = version.from_bytes(content)
+        if 0 in image.shape:
+            raise _empty(path, image.shape[::-1])
+        return np.asarray(image.dataobj.get_unscaled())
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise SuperCLError(
+            "The file is damaged.",
+            where=path,
+            expected="a NIfTI file with all its voxels and the right checksum",
+            found=error,
+            next_step="Copy or export it again.",
+        ) from error
+
+
+def _empty(path: Path, shape: tuple[int, ...]) -> SuperCLError:
+    return SuperCLError(
+        "The volume is empty.",
+        where=path,
+        expected="at least one voxel along every axis",
+        found=f"shape {shape}, columns last",
+        next_step="Remove the file or export the volume again.",
+    )
 
 
 def _geometry(image: Any) -> Geometry:

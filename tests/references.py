@@ -147,3 +147,98 @@ def online_igcp_pairs(
         for j in range(num_maps):
             pairs[i, j] = i != j and (labels[i] == labels[j] or views[i, j])
     return pairs
+
+
+# ---------------------------------------------------------------- preprocessing: superpixels and weak labels
+
+
+def connected_superpixels(labels: np.ndarray) -> np.ndarray:
+    """(y, x) from (y, x): pieces of equal labels that hang together by edges, numbered as a reader meets them."""
+    height, width = labels.shape
+    pieces = np.arange(height * width).reshape(height, width)
+    changed = True
+    while changed:  # every pixel takes the smallest piece of its like neighbours until none is smaller
+        changed = False
+        for y in range(height):
+            for x in range(width):
+                for near_y, near_x in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    inside = 0 <= near_y < height and 0 <= near_x < width
+                    if (
+                        inside
+                        and labels[near_y, near_x] == labels[y, x]
+                        and pieces[near_y, near_x] < pieces[y, x]
+                    ):
+                        pieces[y, x] = pieces[near_y, near_x]
+                        changed = True
+    numbers: dict[int, int] = {}
+    return np.array([[numbers.setdefault(int(piece), len(numbers)) for piece in row] for row in pieces])
+
+
+def superpixel_means(values: np.ndarray, superpixels: np.ndarray, num_superpixels: int) -> np.ndarray:
+    """(num_superpixels,) from two maps (y, x); 0 for a superpixel without a pixel."""
+    means = []
+    for superpixel in range(num_superpixels):
+        inside = [float(v) for v, s in zip(values.flat, superpixels.flat, strict=True) if s == superpixel]
+        means.append(math.fsum(inside) / len(inside) if inside else 0.0)
+    return np.array(means)
+
+
+def graph_components(num_nodes: int, edges: list[tuple[int, int]]) -> np.ndarray:
+    """(num_nodes,): components of an undirected graph, numbered in the order of their smallest node."""
+    adjacency = np.zeros((num_nodes, num_nodes), bool)
+    for start, end in edges:
+        adjacency[start, end] = True
+    smallest = components(adjacency).tolist()
+    order = sorted(set(smallest))
+    return np.array([order.index(node) for node in smallest], dtype=int)
+
+
+def centred_directions(rows: np.ndarray) -> np.ndarray:
+    """(n, d + 1) from (n, d): each row less its mean, of length 1; a constant row points along the last axis."""
+    out = np.zeros((len(rows), rows.shape[1] + 1))
+    for i, row in enumerate(rows.astype(float)):
+        centred = row - sum(row) / len(row)
+        length = math.sqrt(float(centred @ centred))
+        if length < 1e-6 * math.sqrt(len(row)):
+            out[i, -1] = 1.0
+        else:
+            out[i, :-1] = centred / length
+    return out
+
+
+def nearest_neighbours(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index and cosine of the most similar other row of every row of (n, d); ties to the lower index."""
+    if len(units) == 1:
+        return np.zeros(1, int), np.ones(1)
+    nearest, similarity = [], []
+    for i, unit in enumerate(units):
+        others = [j for j in range(len(units)) if j != i]
+        best = max(others, key=lambda j: (float(unit @ units[j]), -j))
+        nearest.append(best)
+        similarity.append(float(unit @ units[best]))
+    return np.array(nearest), np.array(similarity)
+
+
+def first_neighbour_hierarchy(rows: np.ndarray, *, min_components: int = 5) -> list[np.ndarray]:
+    """The partitions of (n, d), finest first: link nearest neighbours, average the members' directions, again."""
+    units = centred_directions(rows)
+    members = [[i] for i in range(len(rows))]
+    partitions: list[np.ndarray] = []
+    while True:
+        means = np.stack([units[group].sum(axis=0) for group in members])
+        nodes, _ = _directions(means)
+        nearest, _ = nearest_neighbours(nodes)
+        joined = graph_components(len(nodes), list(enumerate(nearest.tolist())))
+        num_components = len(set(joined.tolist()))
+        if partitions and (num_components < min_components or num_components == len(members)):
+            return partitions
+        members = [
+            sorted(
+                i for group, label in zip(members, joined, strict=True) if label == component for i in group
+            )
+            for component in range(num_components)
+        ]
+        labels = np.zeros(len(rows), int)
+        for component, group in enumerate(members):
+            labels[group] = component
+        partitions.append(labels)

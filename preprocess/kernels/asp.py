@@ -9,7 +9,7 @@ from preprocess.kernels import kernel
 
 @kernel
 def superpixel_means(values_YX: np.ndarray, superpixels_YX: np.ndarray, num_superpixels: int) -> np.ndarray:
-    """The mean of `values_YX`, float32 (y, x), over each superpixel.
+    """The mean of `values_YX`, float32 or float64 (y, x), over each superpixel.
 
     `superpixels_YX`: integers (y, x) in 0..num_superpixels-1. Returns float32 (num_superpixels,); a superpixel
     without a pixel gets 0. Sums are float64.

@@ -1,4 +1,4 @@
-"""Connected components of a graph given by its edges. Called by `preprocess.weak_labels`."""
+"""Connected components of a graph given by its edges. Called by `preprocess.ccl`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,150 @@
+"""The commands of the offline half, through the command line: results, refusals, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from supercl_core.cache_reader import open_cache
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_phantom_preprocess_and_weak_labels_follow_each_other(
+    tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    data, cache = tmp_path / "phantom", tmp_path / "phantom.zarr"
+    outcome = supercl("phantom", data, "--cases", "1", "--seed", "3")
+    assert (outcome.code, outcome.out) == (0, f"{data}: 1 cases\n")
+    assert "phantom: 1/1 cases" in outcome.err
+    outcome = supercl("preprocess", data, cache, "--scheduler", scheduler, "--set", "n_segments=20")
+    assert outcome.code == 0
+    assert outcome.out == f"{cache}: 1 cases computed, 0 kept from before, 0 failed\n"
+    assert "preprocess: 1/1 cases" in outcome.err
+    before = open_cache(cache).weak_labels()
+    outcome = supercl("weak-labels", cache)
+    assert outcome.code == 0
+    assert outcome.out.split("level: ")[1].split() == [str(count) for count in before.num_components]
+    np.testing.assert_array_equal(open_cache(cache).weak_labels().ccl, before.ccl)
+
+
+def test_settings_come_from_a_file_and_from_the_command_line(
+    msd_path: Path, tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    (tmp_path / "x.toml").write_text("n_segments = 9\ncompactness = 20.0\n")
+    outcome = supercl(
+        *("preprocess", msd_path, tmp_path / "out.zarr", "--scheduler", scheduler),
+        *("--config", tmp_path / "x.toml", "--set", "n_segments=12", "--set", "spacing=unknown"),
+    )
+    assert outcome.code == 0
+    assert open_cache(tmp_path / "out.zarr").attributes["config"] == {
+        "n_segments": 12,
+        "compactness": 20.0,
+        "image_dtype": "source",
+        "spacing": "unknown",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "n_segment=5"], "Did you mean 'n_segments'?"),
+        (["--set", "n_segments=0"], "n_segments is out of range"),
+        (["--set", "n_segments=many"], "'n_segments' has a value of the wrong type"),
+        (["--set", "image_dtype=int8"], "'source' or 'int16'"),
+        (["--config", "none.toml"], "settings file cannot be read"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], "--workers has no effect with --scheduler"),
+    ],
+)
+def test_settings_that_make_no_sense_are_code_2_and_write_nothing(
+    arguments: list[str], message: str, msd_path: Path, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    outcome = supercl("preprocess", msd_path, tmp_path / "out.zarr", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("prepare", "what", "found"),
+    [
+        (lambda path: None, "The input folder does not exist.", "nothing"),
+        (lambda path: path.touch(), "The input folder does not exist.", "a file"),
+        (lambda path: path.mkdir(), "The input folder holds no volume in a known layout.", "an empty folder"),
+    ],
+)
+def test_input_without_volumes_is_code_1_and_writes_nothing(
+    prepare: Callable[[Path], None], what: str, found: str, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    prepare(tmp_path / "in")
+    before = names(tmp_path)
+    outcome = supercl("preprocess", tmp_path / "in", tmp_path / "out.zarr")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert f"error: {what}\n  where:    {tmp_path / 'in'}\n  expected: " in outcome.err
+    assert f"  found:    {found}\n  next:     " in outcome.err
+    assert names(tmp_path) == before
+
+
+def test_a_broken_dataset_json_is_code_1(tmp_path: Path, supercl: Callable[..., Any]) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "dataset.json").write_text('{"labels": ')
+    outcome = supercl("preprocess", tmp_path, tmp_path / "out.zarr")
+    assert outcome.code == 1
+    assert f"where:    {tmp_path / 'dataset.json'}" in outcome.err
+    assert "found:    JSONDecodeError" in outcome.err
+    assert names(tmp_path) == ["dataset.json", "imagesTr"]
+
+
+def fill(path: Path) -> None:
+    path.mkdir()
+    (path / "photos.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("prepare", [fill, lambda path: path.write_text("mine")], ids=["folder", "file"])
+def test_other_things_at_the_path_of_the_cache_are_refused_and_left_alone(
+    prepare: Callable[[Path], Any], msd_path: Path, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    prepare(tmp_path / "mine")
+    outcome = supercl("preprocess", msd_path, tmp_path / "mine")
+    assert outcome.code == 4
+    assert "found:    no cache of ours" in outcome.err
+    kept = tmp_path / "mine"
+    assert ((kept / "photos.txt") if kept.is_dir() else kept).read_text() == "mine"
+    assert names(tmp_path) == ["mine"]
+
+
+def test_an_empty_folder_at_the_path_of_the_cache_is_used(
+    write_msd: Callable[..., Path], tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    source = write_msd(tmp_path / "in", {"one": (np.arange(128, dtype=np.int16).reshape(2, 8, 8), None)})
+    (tmp_path / "out.zarr").mkdir()
+    outcome = supercl("preprocess", source, tmp_path / "out.zarr", "--scheduler", scheduler)
+    assert outcome.code == 0
+    assert names(tmp_path) == ["in", "out.zarr"]
+
+
+def test_a_cache_of_another_schema_version_is_code_4(
+    msd_path: Path, cache_copy: Path, supercl: Callable[..., Any]
+) -> None:
+    content = json.loads((cache_copy / "zarr.json").read_text())
+    content["attributes"]["supercl"]["schema_version"] = 0
+    (cache_copy / "zarr.json").write_text(json.dumps(content))
+    outcome = supercl("preprocess", msd_path, cache_copy)
+    assert outcome.code == 4
+    assert "expected: version 1\n  found:    version 0" in outcome.err
+
+
+def test_phantom_leaves_a_folder_with_other_things_alone(tmp_path: Path, supercl: Callable[..., Any]) -> None:
+    fill(tmp_path / "mine")
+    outcome = supercl("phantom", tmp_path / "mine", "--cases", "1")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"error: The output path is taken.\n  where:    {tmp_path / 'mine'}" in outcome.err
+    assert names(tmp_path / "mine") == ["photos.txt"]
+    assert names(tmp_path) == ["mine"]

@@ -1,0 +1,109 @@
+"""Storage types are exact where they can be, statistics are NumPy's, L* is scikit-image's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from skimage.color import rgb2lab
+
+from supercl_core.intensity import lightness, rescale_slice, statistics, to_stored
+from supercl_core.schema import STATISTICS
+
+
+def restore(stored) -> np.ndarray:
+    return stored.array_CZYX * stored.scale + stored.offset
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "stored_dtype", "offset"),
+    [
+        ([0, 255], "uint8", "int16", 0),
+        ([-32768, 32767], "int16", "int16", 0),
+        ([-5.0, 7.0], "float32", "int16", 0),
+        ([0, 32768], "int32", "uint16", 0),
+        ([-100, 65435], "int32", "uint16", -100),
+        ([1e6, 1e6 + 65535], "float64", "uint16", 1e6),
+        ([2**40, 2**40 + 9], "int64", "uint16", 2**40),
+        ([2**63, 2**63 + 2**41], "uint64", "float32", 0),
+        ([0, 65536], "int32", "float32", 0),
+        ([0.5, 1.25], "float32", "float32", 0),
+        ([0.5, 1.25], "float64", "float32", 0),
+        ([0, 2**24], "int32", "float32", 0),
+    ],
+)
+def test_storage_type_is_the_smallest_that_is_exact(values, dtype, stored_dtype, offset) -> None:
+    array = np.array(values, dtype).reshape(1, 1, 1, 2)
+    stored = to_stored(array, quantise=False)
+    assert stored.array_CZYX.dtype == stored_dtype
+    assert (stored.offset, stored.scale, stored.num_clipped, stored.largest_error) == (offset, 1, 0, 0)
+    np.testing.assert_array_equal(restore(stored).astype(np.float64), array.astype(np.float64))
+
+
+def test_what_float32_cannot_hold_is_recorded_as_error() -> None:
+    array = np.array([0.1, 16_777_217.0]).reshape(1, 1, 1, 2)
+    stored = to_stored(array, quantise=False)
+    assert stored.largest_error == 1.0
+
+
+@given(arrays.arrays(np.float32, (1, 2, 3, 4), elements=st.floats(-1e6, 1e6, width=32)))
+@settings(max_examples=50, deadline=None)
+def test_storage_without_quantising_is_lossless_for_float32(array: np.ndarray) -> None:
+    np.testing.assert_array_equal(restore(to_stored(array, quantise=False)), array)
+
+
+def test_quantising_spreads_the_window_and_counts_what_it_clips() -> None:
+    values = np.random.default_rng(0).normal(size=(1, 10, 50, 50)).astype(np.float32)
+    stored = to_stored(values, quantise=True)
+    low, high = np.percentile(values.astype(np.float64), [0.01, 99.99])
+    assert stored.array_CZYX.dtype == np.int16
+    assert stored.scale == pytest.approx((high - low) / 65535)
+    assert stored.num_clipped == ((values < low) | (values > high)).sum() == 6
+    error = np.abs(restore(stored) - values)
+    inside = (values >= low) & (values <= high)
+    assert error[inside].max() <= stored.scale / 2 + 1e-9
+    assert stored.largest_error == pytest.approx(error.max())
+
+
+def test_quantising_leaves_integers_exact_and_survives_a_single_spike() -> None:
+    assert to_stored(np.int32([[[[1, 2]]]]), quantise=True).scale == 1
+    spike = np.zeros((1, 1, 200, 200), np.float32)
+    spike[0, 0, 0, 0] = 0.5
+    np.testing.assert_allclose(restore(to_stored(spike, quantise=True)), spike, atol=1e-5)
+
+
+def test_statistics_are_those_of_numpy_after_clipping() -> None:
+    array = np.random.default_rng(1).gamma(2, size=(2, 4, 20, 20)).astype(np.float32)
+    rows = statistics(array)
+    for channel, row in zip(array, rows, strict=True):
+        named = dict(zip(STATISTICS, row, strict=True))
+        low, high = np.percentile(channel, [0.5, 99.5])
+        clipped = np.clip(channel, low, high).astype(np.float64)
+        expected = {
+            "minimum": channel.min(),
+            "percentile_00_5": low,
+            "percentile_99_5": high,
+            "maximum": channel.max(),
+            "mean": clipped.mean(),
+            "std": clipped.std(),
+        }
+        assert named == pytest.approx(expected, rel=1e-5)
+    assert statistics(np.full((1, 1, 2, 2), 7, np.int16)) == ((7, 7, 7, 7, 7, 0),)
+
+
+def test_slices_are_rescaled_channel_by_channel() -> None:
+    slice_CYX = np.array([[[-4, 0, 4]], [[7, 7, 7]], [[0, 1, 10]]], np.int16)
+    np.testing.assert_allclose(rescale_slice(slice_CYX), [[[0, 0.5, 1]], [[0, 0, 0]], [[0, 0.1, 1]]])
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32])
+def test_the_widest_slice_of_a_type_is_rescaled_without_overflow(dtype: type) -> None:
+    limits = np.finfo(dtype) if dtype is np.float32 else np.iinfo(dtype)
+    np.testing.assert_array_equal(rescale_slice(np.array([[[limits.min, limits.max]]], dtype)), [[[0, 1]]])
+
+
+def test_lightness_is_scikit_images() -> None:
+    grey = np.concatenate([np.linspace(0, 1, 1001), [0.04045, 0.0404499, 0.008856]])
+    np.testing.assert_allclose(lightness(grey), rgb2lab(np.stack([grey] * 3, -1))[:, 0], atol=1e-4)
