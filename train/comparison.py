@@ -15,7 +15,7 @@ import numpy as np
 
 from supercl_core.errors import SuperCLError
 from train.metrics import MEAN
-from train.runs import read_run
+from train.runs import read_metrics, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -255,21 +255,13 @@ def read_runs(run_paths: Sequence[Path]) -> list[Run]:
                 path=path,
                 name=f"{path.resolve().parent.name}/{name}" if names.count(name) > 1 else name,
                 record=read_run(path),
-                metrics=_read_metrics(path / "metrics.jsonl"),
+                metrics=read_metrics(path),
                 evaluation=_parse(evaluation_path, evaluation_path.read_text(encoding="utf-8"))
                 if evaluation_path.is_file()
                 else None,
             )
         )
     return runs
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    # What follows the last line break is a line that training is still writing, or was killed in.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    return [_parse(path, line) for line in lines]
 
 
 def _parse(path: Path, text: str) -> Any:

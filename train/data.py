@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Final
@@ -63,7 +63,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     As a dataset it gives centred, normalised crops by index; `gather` makes whole batches of random ones, which
     is what our own loops use. `case_ids`: None takes every case. With `ground_truth`, cases must have one.
 
-    Raises CacheError for unknown cases or a missing ground truth, UsageError for an impossible patch size.
+    Raises CacheError for unknown cases or a missing ground truth, UsageError for no case or an impossible patch size.
 
     Example:
         dataset = SliceDataset(open_cache("heart.zarr"), patch_size=(256, 256))
@@ -82,6 +82,14 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.case_ids = [row.id for row in cache.done] if case_ids is None else list(case_ids)
         self.slices = cache.case_slices(self.case_ids)
         """int64 (n,): indices of the slices in the cache."""
+        if not len(self.slices):
+            raise UsageError(
+                "There are no slices to train on.",
+                where=cache.path,
+                expected="at least one case",
+                found="none: the list of cases is empty",
+                next_step="Check the split's list of labelled cases.",
+            )
         self.patch_size = patch_size or automatic_patch_size(cache)
         self._ground_truth = ground_truth
         unlabelled = [i for i in self.case_ids if ground_truth and not cache.case(i).row.has_ground_truth]
@@ -105,7 +113,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch = normalise(self.gather(self.slices[index : index + 1], None))
+        batch = normalise(self.gather(self.slices[[index]], None))
         item = {
             "image": batch.image_BCYX[0],
             "superpixels": batch.superpixels_Bhw[0],
@@ -173,7 +181,7 @@ class BatchLoader:
         self.wait_s = 0.0
         """Seconds for which the consumer has waited for batches."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="gather") as pool:
             ahead: deque[Future[Batch]] = deque()
             step = self._first_step

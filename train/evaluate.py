@@ -37,13 +37,22 @@ def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict
     in mm, or in voxels when one of the test cases has no known spacing.
 
     Raises UsageError for a run that is not fine-tuned, not finished or without test cases, CacheError for a cache
-    of another data set or of other classes.
+    of other classes, or without the ground truth of a test case; nothing is written then.
     """
     run = runs.read_run(run_path)
     _check_run(run, run_path, cache)
     device = select_device(device_name)
     network = load_network(run, run_path).to(device)
     cases = [cache.case(case_id) for case_id in run["cases"]["test"]]
+    unlabelled = [case.row.id for case in cases if not case.row.has_ground_truth]
+    if unlabelled:
+        raise CacheError(
+            "Test cases have no ground truth to score against.",
+            where=cache.path,
+            expected="a label map for every test case of the split",
+            found=", ".join(unlabelled[:5]),
+            next_step="Take these cases out of the split's test list, or preprocess them with their label maps.",
+        )
     in_mm = all(case.row.spacing_mm is not None for case in cases)
     rows = []
     with progress("evaluate", total=len(cases), unit="cases") as advance:
@@ -53,12 +62,7 @@ def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict
                 run_path / "predictions" / f"{case.row.id}.nii.gz", prediction_ZYX, case.geometry()
             )
             truth_ZYX = case.ground_truth_ZYX
-            if truth_ZYX is None:
-                raise CacheError(
-                    "A test case has no ground truth to score against.",
-                    where=f"{cache.path}, case {case.row.id}",
-                    next_step="Take the case out of the split's test list, or preprocess it with its label map.",
-                )
+            assert truth_ZYX is not None
             scores = score_case(
                 prediction_ZYX,
                 truth_ZYX,
@@ -99,7 +103,7 @@ def segment(network: nn.Module, case: CachedCase, *, device: torch.device) -> np
     classes = np.empty((num_slices, height, width), np.uint8)
     padding = (0, -width % STRIDE, 0, -height % STRIDE)
     for first in range(0, num_slices, SLICES_AT_ONCE):
-        stored = np.ascontiguousarray(case.image_ZCYX[first : first + SLICES_AT_ONCE], dtype=np.float32)
+        stored = np.array(case.image_ZCYX[first : first + SLICES_AT_ONCE], dtype=np.float32)
         images = (torch.from_numpy(stored).to(device).clamp(low, high) - mean) / std
         images = torch.nn.functional.pad(images, padding)
         logits = network(repeat_channels(images, in_channels))

@@ -125,7 +125,7 @@ def finetune(
     network = UNet(in_channels=in_channels, num_classes=len(cache.class_names), filters=config.filters)
     report = None if init == SCRATCH else load_encoder(network, init)
     network.to(device)
-    runs.start_run(
+    run = runs.start_run(
         run_path,
         {
             "kind": "finetune",
@@ -143,6 +143,9 @@ def finetune(
             "weak_labels": None,
         },
     )
+    weights_path = run_path / WEIGHTS_NAME
+    if run["status"] == "finished":
+        return weights_path
     fit(
         run_path,
         network=network,
@@ -165,7 +168,6 @@ def finetune(
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
     )
-    weights_path = run_path / WEIGHTS_NAME
     save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
     runs.finish_run(run_path)
     return weights_path
@@ -193,8 +195,9 @@ class SegmentationLosses:
 
 
 def _test_cases_seen(init: str, split: Split, cache: Cache) -> int:
-    """Test cases whose images the pre-training run `init` has seen (without labels); 0 for other weights."""
-    if not (Path(init) / "run.json").is_file():
+    """Test cases whose images the run `init`, or the run of that file, has seen; 0 for foreign weights."""
+    run_path = Path(init) if Path(init).is_dir() else Path(init).parent
+    if init == SCRATCH or not (run_path / "run.json").is_file():
         return 0
-    run = runs.read_run(Path(init))
+    run = runs.read_run(run_path)
     return len({*run["cases"]["train"]} & {*split.test}) if run["cache"]["name"] == cache.name else 0

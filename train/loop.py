@@ -11,7 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -100,8 +100,8 @@ def fit(
     loader = make_loader(first_step)
     generator = torch.Generator(device)
     network.train()
-    batches = iter(loader)
     with (
+        closing(iter(loader)) as batches,
         _stop_requests() as stop_requested,
         progress("train", total=num_steps, unit="steps", done=first_step) as advance,
         (run_path / "metrics.jsonl").open("a", encoding="utf-8") as log,

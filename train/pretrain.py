@@ -89,17 +89,15 @@ class PretrainConfig:
         for name in ("lr", "temperature"):
             _check(name, getattr(self, name) > 0, "above 0", getattr(self, name))
         _check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below", self.weights)
-        if self.igcp == "cached":
-            for name in ("asp_divisor", "view_pairs"):
-                default = type(self).__dataclass_fields__[name].default
-                _check(
-                    name,
-                    getattr(self, name) == default,
-                    "igcp = 'online', or the default",
-                    getattr(self, name),
-                )
-        else:
-            _check("ccl_level", self.ccl_level is None, "igcp = 'cached', or none", self.ccl_level)
+        without_effect = {
+            "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
+            "asp_divisor": "igcp = 'online'" if self.igcp != "online" else None,
+            "view_pairs": "igcp = 'online'" if self.igcp != "online" else None,
+            "ccl_level": "igcp = 'cached'" if self.igcp != "cached" else None,
+        }
+        for name, needed in without_effect.items():
+            is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
+            _check(name, needed is None or is_default, f"{needed}, or the default", getattr(self, name))
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -144,7 +142,7 @@ def pretrain(
     in_channels = network_channels(config.in_channels, cache.num_channels)
     labels = cache.weak_labels() if config.igcp == "cached" else None
     level = None if labels is None else _ccl_level(labels, dataset.slices, config)
-    runs.start_run(
+    run = runs.start_run(
         run_path,
         {
             "kind": "pretrain",
@@ -158,6 +156,9 @@ def pretrain(
             "weak_labels": None if labels is None else {"name": labels.name, "level": level},
         },
     )
+    weights_path = run_path / WEIGHTS_NAME
+    if run["status"] == "finished":
+        return weights_path
     torch.manual_seed(config.seed)
     network = PretrainNet(in_channels=in_channels, filters=config.filters, projection=config.projection)
     network.to(device)
@@ -187,7 +188,6 @@ def pretrain(
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
     )
-    weights_path = run_path / WEIGHTS_NAME
     save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
     runs.finish_run(run_path)
     return weights_path

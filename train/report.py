@@ -120,7 +120,7 @@ def _facts(run: Run) -> dict[str, str]:
         "labelled": "–" if run.labelled is None else str(run.labelled),
         "cases (train / val. / test)": " / ".join(str(len(cases[part])) for part in cases),
         "steps": f"{run.num_steps:,}",
-        "time": _duration(logged["seconds"]) if "seconds" in logged else "–",
+        "time": _duration(sum(line.get("seconds", 0.0) for line in run.metrics)) if run.metrics else "–",
         "samples/s": f"{logged['samples_per_s']:.0f}" if "samples_per_s" in logged else "–",
         "data wait": f"{logged['data_wait_share']:.0%}" if "data_wait_share" in logged else "–",
     }

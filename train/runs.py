@@ -24,9 +24,6 @@ from supercl_core.files import write_json, write_text
 FORMAT_VERSION: Final = 1
 """Version of run.json."""
 
-# What must stay the same for a run to go on: everything but where and when.
-_IDENTITY = ("kind", "format_version", "config", "model", "cases", "split")
-
 
 def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
     """Create the run folder, or find that it holds a part of the same run; return its description.
@@ -44,9 +41,8 @@ def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
     wanted = json.loads(json.dumps(wanted))
     if file.exists():
         stored = read_run(run_path)
-        changed = [
-            text for part in _IDENTITY for text in _differences(stored.get(part), wanted.get(part), part)
-        ]
+        before, now = _identity(stored), _identity(wanted)
+        changed = [text for part in now for text in _differences(before[part], now[part], part)]
         if changed:
             raise UsageError(
                 "The run folder holds a run with other settings.",
@@ -108,15 +104,26 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
 
 
 def read_metrics(run_path: Path) -> list[dict[str, Any]]:
-    """All logged steps, in order; empty before the first."""
+    """All logged steps, in order; empty before the first. A last line that was cut off is left out."""
     file = run_path / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def forget_metrics_after(run_path: Path, step: int) -> None:
     """Drop what was logged after `step`: those steps are about to be done again."""
     kept = [json.dumps(entry) + "\n" for entry in read_metrics(run_path) if entry["step"] <= step]
     write_text(run_path / "metrics.jsonl", "".join(kept))
+
+
+def _identity(run: dict[str, Any]) -> dict[str, Any]:
+    """What must stay the same for a run to go on: everything but where and when."""
+    parts = ("kind", "config", "model", "cases", "split", "weak_labels")
+    return {
+        **{part: run[part] for part in parts},
+        "init": run["init"] and run["init"]["source"],
+        "cache": {key: value for key, value in run["cache"].items() if key != "path"},
+    }
 
 
 def _differences(stored: Any, wanted: Any, name: str) -> list[str]:

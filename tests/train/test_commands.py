@@ -1,0 +1,244 @@
+"""The training commands: the road from a cache to scores, settings in the help, messages and exit codes."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from supercl_core import cache_writer
+from supercl_core.cache_reader import open_cache
+from train.finetune import FinetuneConfig
+from train.pretrain import PretrainConfig
+from train.runs import read_run
+
+TINY = ["steps=2", "batch_size=4", "patch_size=[32, 32]", "filters=4", "device=cpu"]
+SETTINGS = [part for assignment in TINY for part in ("--set", assignment)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def split(tmp_path):
+    """A split file with lists for 1 and 2 labelled cases."""
+    path = tmp_path / "split.json"
+    lists = {"labelled": {"1": ["case_a"], "2": ["case_a", "case_b"]}, "test": ["case_c"]}
+    path.write_text(json.dumps(lists))
+    return path
+
+
+@pytest.fixture
+def finetune(supercl, cache_path, tmp_path, split):
+    """`supercl finetune` with what it requires; further arguments come behind."""
+
+    def call(*more, cache=cache_path, split=split, init="scratch", labelled=2):
+        required = ("--init", init, "--split", split, "--labelled", labelled)
+        return supercl("finetune", cache, tmp_path / "run", *required, *SETTINGS, *more)
+
+    return call
+
+
+def refused(outcome, code, *texts):
+    """The command ended with `code` and one message that holds all texts; nothing went to stdout."""
+    assert (outcome.code, outcome.out) == (code, ""), outcome
+    assert outcome.err.count("error: ") == 1
+    assert "Traceback" not in outcome.err
+    for text in (*texts, "next:"):
+        assert text in outcome.err, outcome.err
+    return True
+
+
+# ---------------------------------------------------------------- the road
+
+
+def test_from_cache_to_scores(supercl, cache_path, tmp_path, split):
+    pre, run = tmp_path / "pre", tmp_path / "run"
+    pretrained = supercl(
+        "pretrain", cache_path, pre, "--split", split, *SETTINGS, "--set", "augment.p_blur=0.1"
+    )
+    assert (pretrained.code, pretrained.out) == (0, f"{pre}/weights.safetensors: encoder after 2 steps\n")
+    assert "train: 2/2 steps" in pretrained.err
+    described = read_run(pre)
+    assert described["cases"]["train"] == ["case_a", "case_b", "case_d"]
+    assert described["config"]["augment"]["p_blur"] == 0.1
+
+    arguments = ("finetune", cache_path, run, "--init", pre, "--split", split, "--labelled", 2, *SETTINGS)
+    tuned = supercl(*arguments)
+    assert (tuned.code, tuned.out) == (
+        0,
+        f"{run}/weights.safetensors: network after 2 steps on 2 labelled cases\n",
+    )
+    assert supercl(*arguments).out == tuned.out  # finished: says so again
+    assert read_run(run)["unlabelled_test_cases_seen"] == 0
+
+    scored = supercl("evaluate", run, cache_path, "--device", "cpu")
+    assert scored.code == 0
+    assert "DSC" in scored.out
+    assert {row["case"] for row in json.loads((run / "evaluation.json").read_text())["rows"]} == {"case_c"}
+
+
+def test_settings_apply_in_the_order_preset_file_assignment(supercl, cache_path, tmp_path):
+    (tmp_path / "mine.toml").write_text("lr = 0.03\nseed = 4\n[augment]\np_blur = 0.2\n")
+    outcome = supercl(
+        *("pretrain", cache_path, tmp_path / "run", "--set", "seed=5", "--config", tmp_path / "mine.toml"),
+        *("--preset", "published", *SETTINGS),
+    )
+    assert outcome.code == 0, outcome.err
+    config = read_run(tmp_path / "run")["config"]
+    assert (config["optimiser"], config["lr"], config["seed"]) == ("sgd", 0.03, 5)
+    assert config["augment"]["p_blur"] == 0.2
+
+
+def test_labelled_counts_below_the_lists_take_their_first_keys(finetune, tmp_path):
+    assert finetune(labelled=1).out.endswith("on 1 labelled cases\n")
+    assert read_run(tmp_path / "run")["cases"]["train"] == ["case_a"]
+
+
+def test_a_run_of_other_settings_is_named_with_exit_code_2(finetune):
+    assert finetune().code == 0
+    outcome = finetune("--set", "lr=0.5")
+    assert refused(outcome, 2, "other settings", "config.lr: 0.001 there, 0.5 here", "Name another folder")
+
+
+def test_missing_cases_are_mentioned(supercl, cache_copy, tmp_path):
+    rows = open_cache(cache_copy).rows
+    failed = dataclasses.replace(rows[3], state="failed", reason="NaN", shape=(0, 0, 0, 0), statistics=())
+    cache_writer.write_tables(cache_copy, [*rows[:3], failed], num_channels=1)
+    outcome = supercl("pretrain", cache_copy, tmp_path / "run", *SETTINGS, "--set", "igcp=online")
+    assert outcome.code == 0, outcome.err
+    assert "note: 1 cases failed in preprocessing" in outcome.err
+    assert read_run(tmp_path / "run")["cases"]["train"] == ["case_a", "case_b", "case_c"]
+
+
+# ---------------------------------------------------------------- help
+
+
+def field_names(kind, prefix=""):
+    for field in dataclasses.fields(kind):
+        default = getattr(kind(), field.name)
+        if dataclasses.is_dataclass(default):
+            yield from field_names(type(default), f"{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+@pytest.mark.parametrize(("command", "kind"), [("pretrain", PretrainConfig), ("finetune", FinetuneConfig)])
+def test_help_lists_every_setting_with_its_default(supercl, command, kind):
+    outcome = supercl(command, "--help")
+    assert outcome.code == 0
+    listed = outcome.out.partition("defaults:\n")[2].splitlines()
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in listed if len(line.split()) > 1}
+    assert list(rows) == list(field_names(kind))
+    assert rows["batch_size"] == str(kind().batch_size)
+    assert rows["augment.crop"] == str(list(kind().augment.crop))
+    assert rows["patch_size"] == "none"
+
+
+def test_the_defaults_in_the_help_can_be_set(supercl, cache_path, tmp_path):
+    listed = supercl("pretrain", "--help").out.partition("defaults:\n")[2].splitlines()
+    defaults = [
+        part for line in listed if line.strip() for part in ("--set", "=".join(line.split(maxsplit=1)))
+    ]
+    outcome = supercl("pretrain", cache_path, tmp_path / "run", *defaults, *SETTINGS)
+    assert outcome.code == 0, outcome.err
+
+
+# ---------------------------------------------------------------- messages and exit codes
+
+
+def test_unknown_preset(finetune, tmp_path):
+    assert refused(finetune("--preset", "fast"), 2, "no preset 'fast'", "demo, published")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "texts"),
+    [
+        ("batchsize=4", ("no setting 'batchsize'", "Did you mean 'batch_size'?")),
+        ("augment.p_blurr=0.1", ("no setting 'augment.p_blurr'", "Did you mean 'augment.p_blur'?")),
+        ("steps=many", ("'steps'", "wrong type", "int", "'many'")),
+        ("steps=1.5", ("'steps'", "wrong type", "1.5")),
+        ("optimiser=rmsprop", ("'optimiser'", "'sgd' or 'adam' or 'adamw'", "'rmsprop'")),
+        ("patch_size=[32]", ("'patch_size'", "wrong type")),
+        ("patch_size=[30, 32]", ("patch size", "multiples of 16", "30 x 32")),
+        ("steps", ("key=value",)),
+        ("steps=0", ("'steps'", "at least 1")),
+        ("augment.p_blur=2", ("augmentation", "between 0 and 1")),
+        ("device=tpu-v9", ("'tpu-v9'", "cannot be used", "supercl doctor")),
+    ],
+)
+def test_wrong_settings(finetune, tmp_path, assignment, texts):
+    assert refused(finetune("--set", assignment), 2, *texts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_file_that_is_missing_or_no_toml(finetune, tmp_path):
+    assert refused(finetune("--config", tmp_path / "none.toml"), 2, "none.toml", "cannot be read")
+    (tmp_path / "bad.toml").write_text("steps = = 4")
+    assert refused(finetune("--config", tmp_path / "bad.toml"), 2, "bad.toml", "not valid TOML")
+
+
+def test_missing_cache(supercl, finetune, tmp_path):
+    assert refused(finetune(cache=tmp_path / "no.zarr"), 4, "There is no cache here.", "no.zarr", "nothing")
+    outcome = supercl("pretrain", tmp_path, tmp_path / "run")
+    assert refused(outcome, 4, "There is no cache here.", "another folder")
+
+
+def test_incomplete_cache(supercl, finetune, cache_copy, tmp_path):
+    cache_writer.set_root_attributes(cache_copy, {"complete": False})
+    assert refused(finetune(cache=cache_copy), 4, "not complete", "supercl preprocess")
+    assert refused(supercl("pretrain", cache_copy, tmp_path / "run"), 4, "not complete")
+    assert not (tmp_path / "run").exists()
+
+
+def test_split_without_the_section_or_the_count(finetune, split):
+    named = {"Heart": json.loads(split.read_text()), "Spleen": json.loads(split.read_text())}
+    split.write_text(json.dumps(named))
+    assert refused(finetune(split=f"{split}:Liver"), 2, "no section for 'Liver'", "Heart, Spleen")
+    assert refused(finetune(split=split), 2, "no section for 'Task99_Tiny'", "--split")
+    assert refused(finetune(split=f"{split}:Heart", labelled=3), 2, "no list of 3", "1, 2")
+    assert finetune(split=f"{split}:Spleen").code == 0
+
+
+@pytest.mark.parametrize(
+    ("lists", "code", "texts"),
+    [
+        ({"labelled": {"2": ["case_a", "case_b"]}, "test": ["case_b"]}, 2, ("both", "case_b")),
+        ({"labelled": {"2": ["case_a", "case_x"]}, "test": ["case_c"]}, 2, ("case_x", "does not have")),
+        ({"labelled": {"2": ["case_a", "case_d"]}, "test": ["case_c"]}, 4, ("ground truth", "case_d")),
+        ({"labelled": {"2": []}, "test": ["case_c"]}, 2, ("no slices",)),
+        ({"labelled": ["case_a"], "test": ["case_c"]}, 2, ("lists of keys",)),
+    ],
+)
+def test_splits_that_leak_or_do_not_fit_the_cache(finetune, split, tmp_path, lists, code, texts):
+    split.write_text(json.dumps(lists))
+    assert refused(finetune(), code, *texts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretraining_leaves_no_folder_when_the_split_is_missing(supercl, cache_path, tmp_path):
+    outcome = supercl("pretrain", cache_path, tmp_path / "run", "--split", tmp_path / "no.json", *SETTINGS)
+    assert refused(outcome, 2, "split cannot be read", "no.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_encoder(finetune, tmp_path):
+    assert refused(finetune(init=tmp_path / "typo"), 1, "no weights here", "typo")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_of_no_run_or_on_no_device(supercl, finetune, cache_path, tmp_path):
+    assert refused(supercl("evaluate", tmp_path / "none", cache_path), 1, "no run here")
+    assert finetune().code == 0
+    outcome = supercl("evaluate", tmp_path / "run", cache_path, "--device", "gpu7")
+    assert refused(outcome, 2, "'gpu7'", "cannot be used")
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_required_options_are_named(supercl, cache_path, tmp_path):
+    outcome = supercl("finetune", cache_path, tmp_path / "run")
+    assert outcome.code == 2
+    assert "Missing option '--init'" in outcome.err

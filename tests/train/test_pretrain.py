@@ -1,0 +1,471 @@
+"""Pre-training: its losses against a plain recomposition, exact resumption, and what its settings do."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import references
+import torch
+from safetensors.torch import load_file
+
+import train.pretrain
+from supercl_core import cache_writer
+from supercl_core.cache_reader import open_cache
+from supercl_core.config import from_dict, resolve
+from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
+from train.augment import AugmentConfig, pretrain_views
+from train.data import Batch
+from train.models.unet import PretrainNet, UNet
+from train.models.weights import STEM_NAME, load_encoder
+from train.pretrain import (
+    PRESETS,
+    PretrainConfig,
+    PretrainLosses,
+    expected_positives,
+    network_channels,
+    pretrain,
+    repeat_channels,
+)
+from train.runs import read_metrics, read_run
+
+SMALL = {
+    "steps": 6,
+    "batch_size": 6,
+    "patch_size": (32, 32),
+    "filters": 4,
+    "projection": 8,
+    "warmup_steps": 2,
+    "device": "cpu",
+    "log_every": 1,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cache(cache_path):
+    return open_cache(cache_path)
+
+
+def small(**changes):
+    return PretrainConfig(**{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(cache_path, tmp_path_factory):
+    """A run that never stopped."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(open_cache(cache_path), path, config=small())
+    return path
+
+
+def losses_of(run_path):
+    timing = {"samples_per_s", "data_wait_share", "seconds"}
+    return [{k: v for k, v in entry.items() if k not in timing} for entry in read_metrics(run_path)]
+
+
+def assert_same_weights(one, other):
+    one, other = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def snapshot(folder):
+    return {
+        file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()
+    }
+
+
+class Killed(BaseException):
+    pass
+
+
+def call_at(number, action, function):
+    """`function`, but its call number `number` begins with `action`."""
+    calls = itertools.count(1)
+
+    def called(*arguments, **settings):
+        if next(calls) == number:
+            action()
+        return function(*arguments, **settings)
+
+    return called
+
+
+def kill():
+    raise Killed
+
+
+# ---------------------------------------------------------------- resumption
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_killed_run_resumes_to_the_same_weights(cache, whole, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(train.pretrain, "pretrain_views", call_at(step, kill, pretrain_views))
+        pretrain(cache, tmp_path / "run", config=small())
+    assert read_run(tmp_path / "run")["status"] == "running"
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    pretrain(cache, tmp_path / "run", config=small())
+    assert_same_weights(tmp_path / "run", whole)
+    assert losses_of(tmp_path / "run") == losses_of(whole)
+    assert read_run(tmp_path / "run")["status"] == "finished"
+
+
+def test_a_preempted_run_says_so_and_resumes_to_the_same_weights(cache, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(PreemptedError, match="step 3 of 6"):
+        stop = call_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM), pretrain_views)
+        patched.setattr(train.pretrain, "pretrain_views", stop)
+        pretrain(cache, tmp_path / "run", config=small())
+    pretrain(cache, tmp_path / "run", config=small())
+    assert_same_weights(tmp_path / "run", whole)
+    assert losses_of(tmp_path / "run") == losses_of(whole)
+
+
+def test_sigterm_to_the_command_exits_5_and_the_same_command_finishes_it(cache_path, cache, tmp_path):
+    settings = {**SMALL, "steps": 100, "patch_size": [32, 32], "device": "'cpu'"}
+    assignments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "supercl_core.cli", "pretrain", str(cache_path), str(tmp_path / "run")]
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen(
+        [*command, *assignments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(train.pretrain.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 5, err
+    assert out == ""
+    assert "error: Training was told to stop." in err
+    assert "Run the same command again" in err
+    logged = losses_of(tmp_path / "run")
+    assert 1 <= len(logged) < 100
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name
+    assert last == f"step_{len(logged):08d}.pt"
+
+    config = resolve(PretrainConfig, assignments=assignments[1::2])  # the same command, in this process
+    pretrain(cache, tmp_path / "run", config=config)
+    pretrain(cache, tmp_path / "never_stopped", config=config)
+    assert_same_weights(tmp_path / "run", tmp_path / "never_stopped")
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "never_stopped")
+
+
+def test_a_finished_run_run_again_touches_nothing(cache, whole):
+    before = snapshot(whole)
+    assert pretrain(cache, whole, config=small()) == whole / "weights.safetensors"
+    assert snapshot(whole) == before
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_again(cache, whole, tmp_path):
+    run = Path(shutil.copytree(whole, tmp_path / "whole"))
+    shutil.rmtree(run / "checkpoints")
+    before = snapshot(run)
+    pretrain(cache, run, config=small())
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"lr": 0.5}, "config.lr: 0.002 there, 0.5 here"), ({"seed": 7}, "config.seed: 0 there, 7 here")],
+)
+def test_a_run_of_other_settings_is_refused(cache, whole, changes, named):
+    before = snapshot(whole)
+    with pytest.raises(UsageError) as refused:
+        pretrain(cache, whole, config=small(**changes))
+    assert refused.value.found == named
+    assert snapshot(whole) == before
+
+
+def test_other_seeds_give_other_weights(cache, whole, tmp_path):
+    pretrain(cache, tmp_path / "run", config=small(seed=1))
+    one, other = (load_file(path / "weights.safetensors") for path in (whole, tmp_path / "run"))
+    assert not torch.equal(one[STEM_NAME], other[STEM_NAME])
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_run_is_described(cache, whole):
+    run = read_run(whole)
+    assert (run["kind"], run["split"], run["init"]) == ("pretrain", None, None)
+    assert run["model"] == {"in_channels": 1, "num_classes": None, "filters": 4}
+    assert run["cases"] == {"train": ["case_a", "case_b", "case_c", "case_d"], "validation": [], "test": []}
+    assert from_dict(PretrainConfig, run["config"]) == small()
+    assert run["weak_labels"]["name"] == cache.attributes["default_weak_labels"]
+    for entry in read_metrics(whole):
+        parts = entry["loss_ins"] + entry["loss_intra"] + 0.5 * entry["loss_inter"]
+        assert entry["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_encoder_moves_to_a_unet_of_four_channels(whole):
+    weights = load_file(whole / "weights.safetensors")
+    encoder = {name for name in weights if name.startswith("encoder.")}
+    torch.manual_seed(5)
+    network = UNet(in_channels=4, num_classes=3, filters=4).eval()
+    decoder = {name: tensor.clone() for name, tensor in network.decoder.state_dict().items()}
+    report = load_encoder(network, whole)
+    assert {*report.loaded, *report.adapted} == encoder
+    assert report.adapted == (STEM_NAME,)
+    assert all(name.startswith(("head.", "pixel_head.")) for name in report.skipped)
+    assert all(torch.equal(tensor, decoder[name]) for name, tensor in network.decoder.state_dict().items())
+    source = PretrainNet(in_channels=1, filters=4, projection=8).eval()
+    source.load_state_dict(weights)
+    image = torch.randn(2, 1, 32, 32)
+    for one, other in zip(network.encoder(repeat_channels(image, 4)), source.encoder(image), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- the losses
+
+
+def fixed_batch():
+    """Five slices of 64 x 48: random superpixels, one slice of padding, one whose cells all differ."""
+    random = torch.Generator().manual_seed(3)
+    superpixels = torch.randint(-1, 4, (5, 4, 3), generator=random)
+    superpixels[1] = -1
+    superpixels[2] = torch.arange(12).view(4, 3)
+    return Batch(
+        image_BCYX=torch.randn(5, 1, 64, 48, generator=random, dtype=torch.float64),
+        windows_BC4=torch.zeros(5, 1, 4),
+        superpixels_Bhw=superpixels.to(torch.int16),
+        ground_truth_BYX=None,
+        positions_B=torch.tensor([0.1, 0.15, 0.5, 0.58, 0.66]),
+        slices_B=torch.tensor([4, 0, 2, 3, 1]),
+    )
+
+
+CCL = torch.tensor([7, 2, 2, 5, 7], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"instance_rule": "view", "weights": (0.3, 2.0, 1.5), "temperature": 0.25},
+        {"igcp": "online", "projection": 0, "in_channels": 4},
+        {"igcp": "online", "asp_divisor": "image", "view_pairs": "afterwards", "position_threshold": 0.07},
+    ],
+)
+def test_losses_equal_a_plain_recomposition(changes):
+    config = small(**changes)
+    in_channels = config.in_channels or 1
+    torch.manual_seed(11)
+    network = PretrainNet(in_channels=in_channels, filters=4, projection=config.projection).double()
+    batch = fixed_batch()
+    losses = PretrainLosses(
+        network,
+        config=config,
+        in_channels=in_channels,
+        ccl=CCL if config.igcp == "cached" else None,
+        num_superpixels=12,
+    )(batch, torch.Generator().manual_seed(8))
+
+    views = pretrain_views(batch.image_BCYX, torch.Generator().manual_seed(8), config=config.augment)
+    with torch.no_grad():
+        output = network(torch.cat(views).repeat(1, in_channels, 1, 1))
+    instance, pixels, features = (tensor.numpy() for tensor in output)
+    superpixels = batch.superpixels_Bhw.numpy()
+    positions, ccl = batch.positions_B.numpy(), CCL[batch.slices_B].numpy()
+
+    def plain(embeddings, pairs, valid=None):
+        return references.supervised_contrastive(
+            embeddings, pairs, temperature=config.temperature, valid=valid
+        )[0]
+
+    near = np.abs(positions[:, None] - positions) < config.position_threshold
+    ins_pairs = references.slice_pairs(5, near & (config.instance_rule == "position"))
+    if config.igcp == "cached":
+        inter_pairs = references.slice_pairs(5, ccl[:, None] == ccl)
+    else:
+        inter_pairs = references.online_igcp_pairs(
+            features[:5],
+            features[5:10],
+            superpixels,
+            divide_by=config.asp_divisor,
+            view_pairs=config.view_pairs,
+        )
+    per_pixel = np.concatenate([pixels[:5].reshape(5, -1, 12), pixels[5:10].reshape(5, -1, 12)], axis=2)
+    valid = np.tile(superpixels.reshape(5, 12) >= 0, 2)
+    wanted = {
+        "loss_ins": plain(instance[None, 10:], ins_pairs[None]),
+        "loss_intra": plain(per_pixel.transpose(0, 2, 1), references.ilcp_pairs(superpixels), valid),
+        "loss_inter": plain(instance[None, 10:], inter_pairs[None]),
+    }
+    wanted["loss"] = sum(weight * term for weight, term in zip(config.weights, wanted.values(), strict=True))
+    found = {name: value.item() for name, value in losses.items()}
+    assert found == pytest.approx(wanted, rel=1e-9)
+    assert min(wanted.values()) > 0.1
+
+
+def test_gradients_reach_the_encoder_and_both_heads():
+    torch.manual_seed(0)
+    network = PretrainNet(in_channels=1, filters=4, projection=8).double()
+    losses = PretrainLosses(network, config=small(), in_channels=1, ccl=CCL, num_superpixels=12)
+    losses(fixed_batch(), torch.Generator().manual_seed(0))["loss"].backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+    for part in (network.encoder.center[2], network.head[4], network.pixel_head[2]):
+        assert part.weight.grad.abs().max() > 0
+
+
+def test_the_loss_goes_down(cache, tmp_path):
+    # The tiny cases are noise: what can be learned is to tell their slices apart, without large deformations.
+    augment = AugmentConfig(p_geometric=0.0, mirror_axes=(), crop=(0.9, 1.0))
+    settings = {"steps": 30, "batch_size": 12, "filters": 8, "lr": 1e-3, "instance_rule": "view"}
+    pretrain(cache, tmp_path / "run", config=small(**settings, augment=augment))
+    metrics = read_metrics(tmp_path / "run")
+    for name, share in (("loss", 0.9), ("loss_ins", 0.7), ("loss_intra", 0.5)):
+        losses = [entry[name] for entry in metrics]
+        assert np.mean(losses[-5:]) < share * losses[0]
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("projection", [0, 8])
+@pytest.mark.parametrize("instance_rule", ["position", "view"])
+@pytest.mark.parametrize("igcp", ["cached", "online"])
+def test_every_combination_of_pairs_trains(cache, tmp_path, igcp, instance_rule, projection):
+    config = small(steps=2, igcp=igcp, instance_rule=instance_rule, projection=projection)
+    pretrain(cache, tmp_path / "run", config=config)
+    assert (read_run(tmp_path / "run")["weak_labels"] is None) == (igcp == "online")
+    names = load_file(tmp_path / "run" / "weights.safetensors")
+    assert any(name.startswith("pixel_head.") for name in names) == (projection > 0)
+    assert [entry["step"] for entry in read_metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_train(cache, tmp_path, preset):
+    changes = {"steps": 2, "batch_size": 4, "filters": 4, "patch_size": (32, 32), "device": "cpu"}
+    config = from_dict(PretrainConfig, {**PRESETS[preset], **changes})
+    pretrain(cache, tmp_path / "run", config=config)
+    assert read_run(tmp_path / "run")["status"] == "finished"
+
+
+def test_the_published_preset_is_what_the_method_says():
+    config = resolve(PretrainConfig, presets=PRESETS, preset="published")
+    assert (config.optimiser, config.lr, config.weight_decay) == ("sgd", 0.1, 1e-5)
+    assert (config.igcp, config.projection, config.temperature) == ("online", 0, 0.1)
+    assert (config.weights, config.position_threshold, config.filters) == ((1.0, 1.0, 0.5), 0.1, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"igcp": "online", "ccl_level": 0}, "ccl_level"),
+        ({"asp_divisor": "image"}, "asp_divisor"),
+        ({"view_pairs": "afterwards"}, "view_pairs"),
+        ({"instance_rule": "view", "position_threshold": 0.2}, "position_threshold"),
+        ({"steps": 0}, "steps"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"weights": (0.0, 0.0, 0.0)}, "weights"),
+        ({"weights": (1.0, -1.0, 0.0)}, "weights"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_settings_out_of_range_or_without_effect_are_refused(changes, named):
+    with pytest.raises(UsageError, match=f"'{named}'"):
+        PretrainConfig(**changes)
+
+
+def test_network_channels_repeat_only_single_channel_images():
+    assert [network_channels(wanted, 1) for wanted in (None, 1, 4)] == [1, 1, 4]
+    assert [network_channels(wanted, 4) for wanted in (None, 4)] == [4, 4]
+    with pytest.raises(UsageError, match="found:    1"):
+        network_channels(1, 4)
+    image = torch.randn(2, 1, 3, 3)
+    assert torch.equal(repeat_channels(image, 4), torch.cat([image] * 4, dim=1))
+    assert repeat_channels(torch.ones(2, 4, 3, 3), 4).shape == (2, 4, 3, 3)
+
+
+def test_single_channel_slices_train_a_network_of_four(cache, tmp_path):
+    pretrain(cache, tmp_path / "run", config=small(steps=1, in_channels=4))
+    assert load_file(tmp_path / "run" / "weights.safetensors")[STEM_NAME].shape[1] == 4
+
+
+# ---------------------------------------------------------------- weak labels and excluded cases
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1, 2, 0], [3] * 7, list(range(7))])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
+def test_expected_positives_is_the_mean_over_all_batches(labels, batch_size):
+    counts = [
+        sum(labels[i] == labels[j] for j in batch if j != i)
+        for batch in itertools.combinations(range(7), batch_size)
+        for i in batch
+    ]
+    assert expected_positives(np.array(labels), batch_size) == pytest.approx(np.mean(counts))
+
+
+@pytest.mark.parametrize("excluded", [(), ("case_d",)])
+@pytest.mark.parametrize("batch_size", [1, 3, 6, 9, 30])
+def test_the_finest_level_with_a_positive_per_anchor_is_taken(cache_copy, tmp_path, batch_size, excluded):
+    levels = np.stack([np.arange(23) // size for size in (1, 2, 6, 23)]).astype(np.int32)
+    arrays = {"ccl": levels, "nearest": levels, "similarity": levels.astype(np.float32)}
+    cache_writer.write_weak_labels(cache_copy, "by_hand", arrays, {"num_components": [], "descriptors": ""})
+    cache_writer.set_root_attributes(cache_copy, {"default_weak_labels": "by_hand"})
+    cache = open_cache(cache_copy)
+    pretrain(cache, tmp_path / "run", config=small(steps=1, batch_size=batch_size), excluded=excluded)
+
+    used = [i for i, case in enumerate(cache.slice_case) if cache.rows[case].id not in excluded]
+    wanted = 3
+    for level in (2, 1, 0):
+        pairs = [levels[level][i] == levels[level][j] for i in used for j in used if i != j]
+        if (batch_size - 1) * np.mean(pairs) >= 1:
+            wanted = level
+    assert wanted == {1: 3, 3: 3, 6: 2, 9: 2, 30: 1}[batch_size]
+    assert read_run(tmp_path / "run")["weak_labels"] == {"name": "by_hand", "level": wanted}
+
+
+def test_the_level_asked_for_is_used_and_an_unknown_one_refused(cache, tmp_path):
+    num_levels = len(cache.weak_labels().ccl)
+    pretrain(cache, tmp_path / "run", config=small(steps=1, ccl_level=num_levels - 1))
+    assert read_run(tmp_path / "run")["weak_labels"]["level"] == num_levels - 1
+    with pytest.raises(UsageError, match=f"0 to {num_levels - 1}"):
+        pretrain(cache, tmp_path / "other", config=small(ccl_level=num_levels))
+    assert not (tmp_path / "other").exists()
+
+
+def test_excluded_cases_are_never_read(cache_copy, tmp_path):
+    (cache_copy / "cases" / "case_d" / "image" / "c" / "0" / "0" / "0" / "0").unlink()
+    config = small(steps=6, batch_size=8)  # three epochs of the other slices
+    pretrain(open_cache(cache_copy), tmp_path / "run", config=config, excluded=("case_d",))
+    assert read_run(tmp_path / "run")["cases"]["train"] == ["case_a", "case_b", "case_c"]
+    with pytest.raises(CacheError, match="damaged"):
+        pretrain(open_cache(cache_copy), tmp_path / "all", config=config)
+
+
+def test_excluding_every_case_is_refused(cache, tmp_path):
+    with pytest.raises(UsageError, match="No case is left"):
+        pretrain(cache, tmp_path / "run", excluded=tuple(row.id for row in cache.rows))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_stops_with_its_path(cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(train.pretrain, "pretrain_views", call_at(5, kill, pretrain_views))
+        pretrain(cache, tmp_path / "run", config=small())
+    file = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SuperCLError, match=r"step_00000004\.pt"):
+        pretrain(cache, tmp_path / "run", config=small())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "running"

@@ -1,0 +1,132 @@
+"""The run folder: created, taken up again, refused where it is another run's, and its metrics."""
+
+import copy
+import json
+
+import pytest
+
+from supercl_core.cache_reader import open_cache
+from supercl_core.errors import SuperCLError, UsageError
+from train import runs
+
+DESCRIPTION = {
+    "kind": "finetune",
+    "config": {"lr": 0.1, "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
+    "model": {"in_channels": 1, "num_classes": 3, "filters": 4},
+    "cache": {"path": "/data/a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
+    "cases": {"train": [f"case_{i}" for i in range(9)], "validation": [], "test": ["case_9"]},
+    "split": {"file": "split.json", "labelled": 2},
+    "init": {"source": "runs/pretrain", "loaded": ["encoder.a", "encoder.b"], "adapted": [], "skipped": []},
+    "unlabelled_test_cases_seen": 0,
+    "weak_labels": None,
+}
+
+
+def changed(path, value):
+    """The description with the value at a dotted path changed."""
+    description = copy.deepcopy(DESCRIPTION)
+    *parts, last = path.split(".")
+    inner = description
+    for part in parts:
+        inner = inner[part]
+    inner[last] = value
+    return description
+
+
+def test_a_new_run_is_described_and_finished(tmp_path):
+    run = runs.start_run(tmp_path / "deep" / "mine", DESCRIPTION)
+    assert run == runs.read_run(tmp_path / "deep" / "mine")
+    assert {key: run[key] for key in DESCRIPTION} == DESCRIPTION
+    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 1)
+    assert run["provenance"]["versions"]["torch"]
+    runs.finish_run(tmp_path / "deep" / "mine")
+    assert runs.read_run(tmp_path / "deep" / "mine") == {**run, "status": "finished"}
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path):
+    assert runs.start_run(tmp_path, DESCRIPTION)["status"] == "running"
+
+
+@pytest.mark.parametrize("path", [None, "cache.path", "unlabelled_test_cases_seen"])
+def test_a_run_goes_on_with_its_first_description(tmp_path, path):
+    first = runs.start_run(tmp_path / "run", DESCRIPTION)
+    again = DESCRIPTION if path is None else changed(path, "/elsewhere/a.zarr")
+    assert runs.start_run(tmp_path / "run", again) == first
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("kind", "pretrain", "kind: 'finetune' there, 'pretrain' here"),
+        ("config.lr", 0.2, "config.lr: 0.1 there, 0.2 here"),
+        ("config.augment.p_blur", 0.0, "config.augment.p_blur: 0.5 there, 0.0 here"),
+        ("config.patch_size", None, "config.patch_size: [32, 32] there, None here"),
+        ("model.filters", 8, "model.filters: 4 there, 8 here"),
+        ("cases.train", ["case_0"], "cases.train: 9 entries there, 1 others here"),
+        ("cases.test", [], "cases.test: ['case_9'] there, [] here"),
+        ("split.labelled", 3, "split.labelled: 2 there, 3 here"),
+        ("init", None, "init: 'runs/pretrain' there, None here"),
+        ("init.source", "runs/other", "init: 'runs/pretrain' there, 'runs/other' here"),
+        ("cache.config_digest", "e", "cache.config_digest: 'd' there, 'e' here"),
+        ("cache.num_slices", 10, "cache.num_slices: 9 there, 10 here"),
+        ("weak_labels", {"name": "n", "level": 0}, "weak_labels: None there, {'name': 'n', 'level': 0} here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, path, value, named):
+    runs.start_run(tmp_path, DESCRIPTION)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(UsageError, match="run with other settings") as refused:
+        runs.start_run(tmp_path, changed(path, value))
+    assert refused.value.found == named
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_folder_with_anything_else_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="thesis.tex"):
+        runs.start_run(tmp_path, DESCRIPTION)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[broken"])
+def test_a_folder_without_a_readable_run_is_no_run(tmp_path, content):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SuperCLError, match="no run here"):
+        runs.read_run(tmp_path)
+
+
+def test_a_run_of_another_format_version_is_refused(tmp_path):
+    runs.start_run(tmp_path, DESCRIPTION)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**stored, "format_version": 99}))
+    with pytest.raises(SuperCLError, match="99"):
+        runs.start_run(tmp_path, DESCRIPTION)
+
+
+def test_metrics_after_a_step_are_forgotten(tmp_path):
+    assert runs.read_metrics(tmp_path) == []
+    entries = [{"step": step, "loss": step / 7} for step in (10, 20, 30)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    runs.forget_metrics_after(tmp_path, 20)
+    assert runs.read_metrics(tmp_path) == entries[:2]
+    runs.forget_metrics_after(tmp_path, 0)
+    assert runs.read_metrics(tmp_path) == []
+
+
+def test_a_metrics_line_cut_off_by_a_kill_does_not_stop_the_run(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    runs.forget_metrics_after(tmp_path, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 0.5}\n'
+
+
+def test_the_cache_is_described_by_what_identifies_it(cache_path):
+    described = runs.describe_cache(open_cache(cache_path))
+    assert described.pop("path") == str(cache_path)
+    assert len(described.pop("config_digest")) == 64
+    assert described == {
+        "name": "Task99_Tiny",
+        "num_slices": 23,
+        "class_names": ["background", "anterior", "posterior"],
+    }
