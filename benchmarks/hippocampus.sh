@@ -4,11 +4,11 @@
 #   benchmarks/hippocampus.sh TASK04_FOLDER SPLIT_JSON OUT
 set -euo pipefail
 task=$1 split=$2 out=$3
-pretrain_steps=2000 finetune_steps=1000
+pretrain_steps=4000 finetune_steps=3000
 
 supercl preprocess "$task" "$out/hippocampus.zarr"
 supercl pretrain "$out/hippocampus.zarr" "$out/pretrain" --split "$split" \
-  --set steps=$pretrain_steps --set filters=16 --set log_every=50
+  --set steps=$pretrain_steps --set filters=16 --set log_every=100
 runs=()
 for arm in scratch pretrained; do
   init=scratch
@@ -16,7 +16,7 @@ for arm in scratch pretrained; do
   for seed in 0 1 2; do
     run=$out/${arm}_$seed
     supercl finetune "$out/hippocampus.zarr" "$run" --init "$init" --split "$split" --labelled 21 \
-      --set steps=$finetune_steps --set batch_size=32 --set filters=16 --set seed=$seed --set log_every=50
+      --set steps=$finetune_steps --set batch_size=32 --set filters=16 --set seed=$seed --set log_every=100
     [ -e "$run/evaluation.json" ] || supercl evaluate "$run" "$out/hippocampus.zarr"
     runs+=("$run")
   done
