@@ -12,6 +12,8 @@ READY := $(VENV)/.ready
 # Stops with an example where a variable is missing: $(call need,NAME,example).
 need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
 
+# Several GPUs: one process each.
+LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python )$(BIN)/supercl
 EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
 
 .PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench
@@ -69,5 +71,5 @@ evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
 
-bench: $(READY)  ## measure the memory map, zarr and the command line's start
-	$(BIN)/python -m benchmarks.reading
+bench: $(READY)  ## [CACHE=] measure the memory map, zarr and the start of the command line
+	$(BIN)/python -m benchmarks.reading $(CACHE)

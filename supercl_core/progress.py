@@ -18,9 +18,14 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Show how far a loop over `total` units is; `done` of them were finished by an earlier run."""
-    if sys.stderr.isatty():
+def progress(title: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> Iterator[Advance]:
+    """Show how far a loop over `total` units is; `done` of them were finished by an earlier run.
+
+    Of several processes in step, all but one leave it to that one (`shown`).
+    """
+    if not shown:
+        yield lambda count=1, *, note="": None
+    elif sys.stderr.isatty():
         with _bar(title, total=total, unit=unit, done=done) as advance:
             yield advance
     else:

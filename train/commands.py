@@ -72,14 +72,17 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder on all slices of CACHE, without labels; the result goes to the folder RUN.
 
-    Run the same command again to go on after a stop.
+    Run the same command again to go on after a stop. On several GPUs, start it with torchrun; batch_size is then
+    that of each.
 
     \b
     Example:  supercl pretrain heart.zarr runs/pretrain --split heart_split.json
+              torchrun --nproc-per-node 4 --no-python supercl pretrain heart.zarr runs/pretrain
     """
     from supercl_core.cache_reader import open_cache
     from supercl_core.config import resolve
     from supercl_core.splits import read_split
+    from train import distributed
     from train.pretrain import PRESETS, PretrainConfig
     from train.pretrain import pretrain as start
 
@@ -92,8 +95,10 @@ def pretrain(
     if split is not None:
         ids = [row.id for row in opened.rows]
         excluded = read_split(split, ids, data_set=opened.name, num_labelled=None).test
-    weights_path = start(opened, run, config=config, excluded=excluded)
-    click.echo(f"{weights_path}: encoder after {config.steps} steps")
+    with distributed.process_group():
+        weights_path = start(opened, run, config=config, excluded=excluded)
+        if distributed.rank() == 0:
+            click.echo(f"{weights_path}: encoder after {config.steps} steps")
 
 
 @click.command(cls=_WithSettings)

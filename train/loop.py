@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from supercl_core.errors import PreemptedError, SuperCLError, UsageError
 from supercl_core.files import atomic_file
 from supercl_core.progress import progress
+from train import distributed
 from train.data import Batch, BatchLoader
 from train.runs import forget_metrics_after
 
@@ -89,21 +90,27 @@ def fit(
     `make_loader(first_step)` gives the stream of batches; `compute_losses` returns scalars by name, of which
     `loss` is minimised and the others are logged. The generator it gets is seeded by the step.
 
+    `batch_size` is that of one process. Under `torchrun`, all ranks step together, the logged losses are means
+    over ranks, and rank 0 alone writes.
+
     Raises SuperCLError before the optimiser moves when a loss is not finite, and PreemptedError after a
-    checkpoint when the process is told to stop (SIGTERM, SIGUSR1).
+    checkpoint when a process is told to stop (SIGTERM, SIGUSR1).
     """
     checkpoints = run_path / "checkpoints"
     first_step = load_checkpoint(checkpoints, network, optimiser, device)
-    forget_metrics_after(run_path, first_step)
     if first_step >= num_steps:
         return
+    writes = distributed.rank() == 0
+    if writes:
+        forget_metrics_after(run_path, first_step)
+    distributed.barrier()
     loader = make_loader(first_step)
     generator = torch.Generator(device)
     network.train()
     with (
         closing(iter(loader)) as batches,
         _stop_requests() as stop_requested,
-        progress("train", total=num_steps, unit="steps", done=first_step) as advance,
+        progress("train", total=num_steps, unit="steps", done=first_step, shown=writes) as advance,
         (run_path / "metrics.jsonl").open("a", encoding="utf-8") as log,
     ):
         since, waited, steps_since = time.perf_counter(), 0.0, 0
@@ -111,22 +118,22 @@ def fit(
             lr = learning_rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            generator.manual_seed(step_seed(seed, step))
+            generator.manual_seed(step_seed(seed, step, distributed.rank()))
             losses = compute_losses(next(batches), generator)
-            values = {name: value.item() for name, value in losses.items()}
+            values = {name: distributed.mean(value).item() for name, value in losses.items()}
             _check_finite(values, run_path, step)
             optimiser.zero_grad(set_to_none=True)
             losses["loss"].backward()
             optimiser.step()
             steps_since += 1
             done = step + 1
-            if done % log_every == 0 or done == num_steps:
+            if writes and (done % log_every == 0 or done == num_steps):
                 seconds = time.perf_counter() - since
                 entry = {
                     "step": done,
                     **values,
                     "lr": lr,
-                    "samples_per_s": steps_since * batch_size / seconds,
+                    "samples_per_s": steps_since * batch_size * distributed.world_size() / seconds,
                     "data_wait_share": (loader.wait_s - waited) / seconds,
                     "seconds": seconds,
                 }
@@ -134,8 +141,8 @@ def fit(
                 log.flush()
                 since, waited, steps_since = time.perf_counter(), loader.wait_s, 0
             advance(note=f"loss {values['loss']:.4f}")
-            stopping = stop_requested()
-            if done % checkpoint_every == 0 or done == num_steps or stopping:
+            stopping = distributed.any_rank(stop_requested(), device)
+            if writes and (done % checkpoint_every == 0 or done == num_steps or stopping):
                 save_checkpoint(checkpoints, done, network, optimiser)
             if stopping and done < num_steps:
                 raise PreemptedError(

@@ -11,12 +11,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from supercl_core.cache_reader import Cache, WeakLabels
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
-from train import runs
+from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, BatchLoader, SliceDataset
 from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
@@ -43,7 +43,7 @@ class PretrainConfig:
     steps: int = 20_000
     """Optimiser steps. An epoch is slices / batch_size steps."""
     batch_size: int = 32
-    """Slices a step; each gives four views."""
+    """Slices a step and process; each gives four views."""
     patch_size: tuple[int, int] | None = None
     """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
     filters: int = 32
@@ -142,7 +142,8 @@ def pretrain(
     in_channels = network_channels(config.in_channels, cache.num_channels)
     labels = cache.weak_labels() if config.igcp == "cached" else None
     level = None if labels is None else _ccl_level(labels, dataset.slices, config)
-    run = runs.start_run(
+    run = distributed.rank_0_first(
+        runs.start_run,
         run_path,
         {
             "kind": "pretrain",
@@ -164,7 +165,7 @@ def pretrain(
     network.to(device)
     ccl = None if labels is None else torch.from_numpy(labels.ccl[level]).to(device)
     losses = PretrainLosses(
-        network,
+        distributed.parallel(network, device),
         config=config,
         in_channels=in_channels,
         ccl=ccl,
@@ -178,7 +179,13 @@ def pretrain(
             step, num_steps=config.steps, lr=config.lr, final_lr=0.0, warmup_steps=config.warmup_steps
         ),
         make_loader=lambda first_step: BatchLoader(
-            dataset, batch_size=config.batch_size, seed=config.seed, device=device, first_step=first_step
+            dataset,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=device,
+            first_step=first_step,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
         ),
         compute_losses=losses,
         num_steps=config.steps,
@@ -188,16 +195,18 @@ def pretrain(
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
     )
-    save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
-    runs.finish_run(run_path)
+    if distributed.rank() == 0:
+        save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
+        runs.finish_run(run_path)
     return weights_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainLosses:
-    """From a batch to the three losses and their sum."""
+    """From a batch to the three losses and their sum, the same however the batch is split over ranks."""
 
-    network: PretrainNet = field(kw_only=False)
+    network: nn.Module = field(kw_only=False)
+    """From images to a PretrainOutput."""
     config: PretrainConfig
     in_channels: int
     ccl: Tensor | None
@@ -214,17 +223,19 @@ class PretrainLosses:
         pixels_x1, pixels_x2, _, _ = output.pixels.chunk(4)
         _, _, instance_x3, instance_x4 = output.instance.chunk(4)
 
-        instances = torch.cat([instance_x3, instance_x4])
+        gather = distributed.gather
+        instances = torch.cat([gather(instance_x3), gather(instance_x4)])
         instance_pairs = instance_positives(
-            batch.positions_B, threshold=config.position_threshold, rule=config.instance_rule
+            gather(batch.positions_B), threshold=config.position_threshold, rule=config.instance_rule
         )
         if self.ccl is not None:
-            inter_pairs = cached_igcp_positives(self.ccl[batch.slices_B])
+            inter_pairs = cached_igcp_positives(self.ccl[gather(batch.slices_B)])
         else:
+            # Only the mean over channels is used, so only that is gathered.
             inter_pairs = online_igcp_positives(
-                features_x1,
-                features_x2,
-                batch.superpixels_Bhw,
+                gather(features_x1.detach().mean(dim=1, keepdim=True)),
+                gather(features_x2.detach().mean(dim=1, keepdim=True)),
+                gather(batch.superpixels_Bhw.int()),  # gloo knows no int16
                 num_superpixels=self.num_superpixels,
                 divide_by=config.asp_divisor,
                 view_pairs=config.view_pairs,
@@ -236,7 +247,8 @@ class PretrainLosses:
         t = config.temperature
         terms = {
             "loss_ins": supervised_contrastive(instances, instance_pairs, temperature=t),
-            "loss_intra": supervised_contrastive(embeddings, intra_pairs, temperature=t, valid=valid),
+            "loss_intra": supervised_contrastive(embeddings, intra_pairs, temperature=t, valid=valid)
+            * distributed.share(valid.any(dim=1).sum()),
             "loss_inter": supervised_contrastive(instances, inter_pairs, temperature=t),
         }
         total = torch.stack(
