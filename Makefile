@@ -71,5 +71,6 @@ evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
 
-bench: $(READY)  ## [CACHE=] measure the memory map, zarr and the start of the command line
+bench: $(READY)  ## [CACHE=] losses against a reference; the memory map, zarr and the start of the command line
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.reading $(CACHE)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The whole road on MSD Hippocampus with the published split (21 labelled cases, 52 test cases), three seeds an arm.
 # Run it again after a stop: every step goes on where it was.
-#   benchmarks/hippocampus.sh TASK04_FOLDER SPLIT_JSON OUT
+#   benchmarks/hippocampus.sh TASK04_FOLDER SPLIT_JSON OUT [PRETRAIN_STEPS [FINETUNE_STEPS]]
 set -euo pipefail
 task=$1 split=$2 out=$3
-pretrain_steps=4000 finetune_steps=3000
+pretrain_steps=${4:-4000} finetune_steps=${5:-3000}
 
 supercl preprocess "$task" "$out/hippocampus.zarr"
 supercl pretrain "$out/hippocampus.zarr" "$out/pretrain" --split "$split" \

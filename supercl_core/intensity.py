@@ -10,6 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from supercl_core.errors import SuperCLError
+
 PERCENTILES: Final = (0.5, 99.5)
 """Window of the training's normalisation, in percent of the voxels of a channel."""
 
@@ -36,6 +38,8 @@ def to_stored(array_CZYX: np.ndarray, *, quantise: bool) -> StoredImage:
 
     `array_CZYX`: any real dtype, finite. With `quantise`, non-integers go to int16 between the 0.01 and 99.99
     percentiles instead, which is lossy; the error and the number of clipped voxels are returned.
+
+    Raises SuperCLError for values that float32 cannot hold.
     """
     low, high = float(array_CZYX.min()), float(array_CZYX.max())
     whole = array_CZYX.dtype.kind in "iub" or bool((array_CZYX == np.rint(array_CZYX)).all())
@@ -48,6 +52,14 @@ def to_stored(array_CZYX: np.ndarray, *, quantise: bool) -> StoredImage:
         return StoredImage(array_CZYX=stored, scale=1.0, offset=low, largest_error=0.0, num_clipped=0)
     if quantise:
         return _quantised(array_CZYX)
+    largest = float(np.finfo(np.float32).max)
+    if max(abs(low), abs(high)) > largest:
+        raise SuperCLError(
+            "The volume's values are beyond single precision.",
+            expected=f"magnitudes up to {largest:.3g}",
+            found=f"{low:.3g} to {high:.3g}",
+            next_step="Rescale the volume, or check how it was exported.",
+        )
     stored = array_CZYX.astype(np.float32)
     error = 0.0
     if array_CZYX.dtype != np.float32:

@@ -33,6 +33,17 @@ class Split:
     num_labelled_keys: int
     """Labelled keys asked for; an ACDC key stands for two cases."""
 
+    def __post_init__(self) -> None:
+        both = sorted(set(self.test) & set(self.labelled))
+        if both:
+            raise UsageError(
+                "The split uses cases both for training and for testing.",
+                where=self.file,
+                expected="no case in both lists",
+                found=", ".join(both[:5]) + (f" and {len(both) - 5} more" if len(both) > 5 else ""),
+                next_step="Remove them from one of the lists.",
+            )
+
 
 def read_split(file: str, case_ids: list[str], *, data_set: str, num_labelled: int | None) -> Split:
     """Read a split and turn its keys into ids of `case_ids` (all cases of the cache, sorted).
@@ -49,15 +60,6 @@ def read_split(file: str, case_ids: list[str], *, data_set: str, num_labelled: i
     labelled_keys = [] if num_labelled is None else _labelled_keys(section, num_labelled, file)
     test = _resolve(test_keys, case_ids, file)
     labelled = _resolve(labelled_keys, case_ids, file)
-    both = sorted(set(test) & set(labelled))
-    if both:
-        raise UsageError(
-            "The split uses cases both for training and for testing.",
-            where=file,
-            expected="no case in both lists",
-            found=", ".join(both[:5]) + (f" and {len(both) - 5} more" if len(both) > 5 else ""),
-            next_step="Remove them from one of the lists.",
-        )
     return Split(file=file, labelled=tuple(labelled), test=tuple(test), num_labelled_keys=len(labelled_keys))
 
 

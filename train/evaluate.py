@@ -24,7 +24,7 @@ from train.loop import select_device
 from train.metrics import score_case, summarise
 from train.models.unet import STRIDE, UNet
 from train.models.weights import read_weights
-from train.pretrain import repeat_channels
+from train.pretrain import network_channels, repeat_channels
 
 SLICES_AT_ONCE: Final = 16
 """Slices of a volume that go through the network together."""
@@ -127,6 +127,7 @@ def _check_run(run: dict[str, Any], run_path: Path, cache: Cache) -> None:
             where=run_path,
             next_step="Fine-tune with a split that has a test list.",
         )
+    network_channels(run["model"]["in_channels"], cache.num_channels)
     if list(cache.class_names) != run["cache"]["class_names"]:
         raise CacheError(
             "The cache has other classes than the run learned.",

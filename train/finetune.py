@@ -6,6 +6,7 @@ is kept is the one after the last step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -64,7 +65,7 @@ class FinetuneConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("final_lr", "warmup_steps", "weight_decay", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("lr", self.lr > 0, "above 0")
+        self._check("lr", 0 < self.lr < math.inf, "a number above 0")
 
     def _check(self, name: str, valid: bool, expected: str) -> None:
         if not valid:

@@ -5,6 +5,7 @@ Called by `supercl pretrain` and, as `train.pretrain`, from Python. The loop its
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -87,7 +88,7 @@ class PretrainConfig:
         for name in ("projection", "warmup_steps", "weight_decay", "position_threshold", "seed"):
             _check(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
         for name in ("lr", "temperature"):
-            _check(name, getattr(self, name) > 0, "above 0", getattr(self, name))
+            _check(name, 0 < getattr(self, name) < math.inf, "a number above 0", getattr(self, name))
         _check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below", self.weights)
         without_effect = {
             "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,

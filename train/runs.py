@@ -117,10 +117,12 @@ def forget_metrics_after(run_path: Path, step: int) -> None:
 
 
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
-    """What must stay the same for a run to go on: everything but where and when."""
-    parts = ("kind", "config", "model", "cases", "split", "weak_labels")
+    """What must stay the same for a run to go on: everything but where it runs and when it writes."""
+    parts = ("kind", "model", "cases", "split", "weak_labels")
+    where_and_when = ("device", "log_every", "checkpoint_every")
     return {
         **{part: run[part] for part in parts},
+        "config": {key: value for key, value in run["config"].items() if key not in where_and_when},
         "init": run["init"] and run["init"]["source"],
         "cache": {key: value for key, value in run["cache"].items() if key != "path"},
     }

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage.color import rgb2lab
 
+from supercl_core.errors import SuperCLError
 from supercl_core.intensity import lightness, rescale_slice, statistics, to_stored
 from supercl_core.schema import STATISTICS
 
@@ -107,3 +108,8 @@ def test_the_widest_slice_of_a_type_is_rescaled_without_overflow(dtype: type) ->
 def test_lightness_is_scikit_images() -> None:
     grey = np.concatenate([np.linspace(0, 1, 1001), [0.04045, 0.0404499, 0.008856]])
     np.testing.assert_allclose(lightness(grey), rgb2lab(np.stack([grey] * 3, -1))[:, 0], atol=1e-4)
+
+
+def test_values_beyond_float32_are_refused() -> None:
+    with pytest.raises(SuperCLError, match="beyond single precision"):
+        to_stored(np.array([0.5, 1e300]).reshape(1, 1, 1, 2), quantise=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from supercl_core.errors import UsageError
-from supercl_core.splits import read_split, write_random_split
+from supercl_core.splits import Split, read_split, write_random_split
 
 HIPPOCAMPUS = [f"hippocampus_{index:03d}" for index in range(1, 40, 3)]
 ACDC = [f"patient{patient:03d}_frame{frame:02d}" for patient in (1, 2, 10, 100) for frame in (1, 12)]
@@ -194,3 +194,8 @@ def test_a_file_that_is_no_split_is_refused(content: Any, tmp_path: Path) -> Non
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         read_split(str(tmp_path / "none.json"), ["a"], data_set="any", num_labelled=1)
+
+
+def test_a_split_made_in_python_is_checked_too() -> None:
+    with pytest.raises(UsageError, match="both for training and for testing"):
+        Split(file="mine", labelled=("a", "b"), test=("b",), num_labelled_keys=2)

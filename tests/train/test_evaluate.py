@@ -209,3 +209,12 @@ def test_a_test_case_without_ground_truth_is_refused_before_anything_is_written(
         evaluated(run, cache_path)
     assert refused.value.found == "case_d"
     assert written(run) == []
+
+
+def test_a_cache_of_other_channels_is_refused(run, cache_path):
+    describe(run, model={**read_run(run)["model"], "in_channels": 2})
+    cache = open_cache(cache_path)
+    cache.attributes["channel_names"] = ["t1", "t2", "flair"]
+    with pytest.raises(UsageError, match="input channels"):
+        evaluate(run, cache, device_name="cpu")
+    assert not (run / "predictions").exists()

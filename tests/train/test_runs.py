@@ -54,6 +54,12 @@ def test_a_run_goes_on_with_its_first_description(tmp_path, path):
     assert runs.start_run(tmp_path / "run", again) == first
 
 
+@pytest.mark.parametrize("setting", ["device", "log_every", "checkpoint_every"])
+def test_a_run_may_go_on_elsewhere(tmp_path, setting):
+    first = runs.start_run(tmp_path / "run", changed(f"config.{setting}", 1))
+    assert runs.start_run(tmp_path / "run", changed(f"config.{setting}", 2)) == first
+
+
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
