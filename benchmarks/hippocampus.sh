@@ -4,7 +4,7 @@
 #   benchmarks/hippocampus.sh TASK04_FOLDER SPLIT_JSON OUT [PRETRAIN_STEPS [FINETUNE_STEPS]]
 set -euo pipefail
 task=$1 split=$2 out=$3
-pretrain_steps=${4:-4000} finetune_steps=${5:-3000}
+pretrain_steps=${4:-4000} finetune_steps=${5:-2000}
 
 supercl preprocess "$task" "$out/hippocampus.zarr"
 supercl pretrain "$out/hippocampus.zarr" "$out/pretrain" --split "$split" \
