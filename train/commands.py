@@ -39,8 +39,8 @@ class _WithSettings(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from importlib import import_module
 
-        module = import_module(f"train.{self.name}")
-        config = getattr(module, f"{str(self.name).capitalize()}Config")
+        name = {"pretrain": "pretraining", "finetune": "finetuning"}[str(self.name)]
+        config = getattr(import_module(f"train.{name}"), f"{str(self.name).capitalize()}Config")
         with formatter.section("Settings (for --config and --set) and their defaults"):
             formatter.write_dl(_setting_rows(config()))
 
@@ -83,8 +83,8 @@ def pretrain(
     from supercl_core.config import resolve
     from supercl_core.splits import read_split
     from train import distributed
-    from train.pretrain import PRESETS, PretrainConfig
-    from train.pretrain import pretrain as start
+    from train.pretraining import PRESETS, PretrainConfig
+    from train.pretraining import pretrain as start
 
     config = resolve(
         PretrainConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments
@@ -136,8 +136,8 @@ def finetune(
     from supercl_core.cache_reader import open_cache
     from supercl_core.config import resolve
     from supercl_core.splits import read_split
-    from train.finetune import PRESETS, FinetuneConfig
-    from train.finetune import finetune as start
+    from train.finetuning import PRESETS, FinetuneConfig
+    from train.finetuning import finetune as start
 
     config = resolve(
         FinetuneConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments

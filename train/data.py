@@ -3,7 +3,7 @@
 No worker processes: copying from a map releases the GIL, and threads on a map were 6-10 times faster than a
 DataLoader with two processes. Which slices a batch holds, and where they are cropped, is a function of (seed,
 step, rank) alone, so a resumed run goes on in the middle of an epoch. Normalisation happens on the device.
-Called by `train.pretrain` and `train.finetune`; `SliceDataset` also serves anybody's DataLoader.
+Called by `train.pretraining` and `train.finetuning`; `SliceDataset` also serves anybody's DataLoader.
 """
 
 from __future__ import annotations

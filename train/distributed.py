@@ -2,7 +2,7 @@
 
 Under `torchrun` every process sees a part of the global batch. Pairs between slices must not: embeddings are
 gathered with gradients, so that loss and gradients do not depend on how the batch is split. Without `torchrun`
-everything here does nothing. Called by `train.loop` and `train.pretrain`.
+everything here does nothing. Called by `train.loop` and `train.pretraining`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from train.loop import select_device
 from train.metrics import score_case, summarise
 from train.models.unet import STRIDE, UNet
 from train.models.weights import read_weights
-from train.pretrain import network_channels, repeat_channels
+from train.pretraining import network_channels, repeat_channels
 
 SLICES_AT_ONCE: Final = 16
 """Slices of a volume that go through the network together."""

@@ -2,7 +2,7 @@
 
 Masks are bool, never mark the diagonal, and hold the first view of everything before the second. All of it
 is batched and stays on the device of its arguments: no value is read back, and no shape depends on one.
-`train.pretrain` hands the masks to `train.losses.contrastive`.
+`train.pretraining` hands the masks to `train.losses.contrastive`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from train import distributed
 from train.augment import AugmentConfig
 from train.data import Batch
 from train.models.unet import PretrainOutput
-from train.pretrain import PretrainConfig, PretrainLosses
+from train.pretraining import PretrainConfig, PretrainLosses
 
 SAME = AugmentConfig(p_brightness=0, p_contrast=0, p_blur=0, p_geometric=0, mirror_axes=(), crop=(1.0, 1.0))
 

@@ -8,8 +8,8 @@ import torch
 
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
-from train.finetune import FinetuneConfig
-from train.pretrain import PretrainConfig
+from train.finetuning import FinetuneConfig
+from train.pretraining import PretrainConfig
 from train.runs import read_run
 
 TINY = ["steps=2", "batch_size=4", "patch_size=[32, 32]", "filters=4", "device=cpu"]

@@ -16,10 +16,10 @@ from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError, UsageError
 from supercl_core.splits import Split
 from train.evaluate import evaluate, load_network, segment
-from train.finetune import FinetuneConfig, finetune
+from train.finetuning import FinetuneConfig, finetune
 from train.metrics import score_case, summarise
 from train.models.unet import UNet
-from train.pretrain import PretrainConfig, pretrain
+from train.pretraining import PretrainConfig, pretrain
 from train.runs import read_run
 
 CLASSES = ("background", "anterior", "posterior")

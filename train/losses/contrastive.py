@@ -1,6 +1,6 @@
 """The one supervised contrastive loss that L_ins, L_intra and L_inter share.
 
-Which pairs are positive is decided in `train.pairs`; `train.pretrain` weighs and adds the three losses.
+Which pairs are positive is decided in `train.pairs`; `train.pretraining` weighs and adds the three losses.
 Nothing here waits for the device: no value is read back, and no shape depends on one.
 """
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import train.finetune
+import train.finetuning
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.config import from_dict, resolve
@@ -21,9 +21,9 @@ from supercl_core.splits import Split
 from train.augment import AugmentConfig, geometric_view, intensity_view
 from train.data import SliceDataset, normalise
 from train.evaluate import load_network, segment
-from train.finetune import PRESETS, SCRATCH, FinetuneConfig, SegmentationLosses, finetune
+from train.finetuning import PRESETS, SCRATCH, FinetuneConfig, SegmentationLosses, finetune
 from train.models.unet import UNet
-from train.pretrain import PretrainConfig, pretrain
+from train.pretraining import PretrainConfig, pretrain
 from train.runs import read_metrics, read_run
 
 SMALL = {
@@ -179,7 +179,7 @@ def networks_at_start(cache, tmp_path, monkeypatch, inits, **changes):
         states.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
         raise Killed
 
-    monkeypatch.setattr(train.finetune, "fit", fit)
+    monkeypatch.setattr(train.finetuning, "fit", fit)
     for index, init in enumerate(inits):
         with pytest.raises(Killed):
             finetune(cache, tmp_path / str(index), split=SPLIT, init=init, config=small(**changes))
@@ -244,7 +244,7 @@ def test_test_cases_are_counted_also_when_init_is_the_weights_file_of_a_run(cach
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_killed_run_resumes_to_the_same_weights(cache, encoder, whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(train.finetune, "geometric_view", call_at(step, kill, geometric_view))
+        patched.setattr(train.finetuning, "geometric_view", call_at(step, kill, geometric_view))
         finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=small())
     assert read_run(tmp_path / "run")["status"] == "running"
     finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=small())
@@ -258,7 +258,7 @@ def test_a_preempted_run_says_so_and_resumes_to_the_same_weights(
 ):
     with monkeypatch.context() as patched, pytest.raises(PreemptedError, match="step 3 of 6"):
         stop = call_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM), geometric_view)
-        patched.setattr(train.finetune, "geometric_view", stop)
+        patched.setattr(train.finetuning, "geometric_view", stop)
         finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=small())
     finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=small())
     assert_same_weights(tmp_path / "run", whole)

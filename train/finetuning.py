@@ -26,7 +26,7 @@ from train.data import Batch, BatchLoader, SliceDataset
 from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
 from train.models.unet import UNet
 from train.models.weights import WEIGHTS_NAME, load_encoder, save_weights
-from train.pretrain import network_channels, repeat_channels
+from train.pretraining import network_channels, repeat_channels
 
 SCRATCH: Final = "scratch"
 """The value of `init` that means no pre-trained encoder."""

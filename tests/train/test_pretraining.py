@@ -16,7 +16,7 @@ import references
 import torch
 from safetensors.torch import load_file
 
-import train.pretrain
+import train.pretraining
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.config import from_dict, resolve
@@ -25,7 +25,7 @@ from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch
 from train.models.unet import PretrainNet, UNet
 from train.models.weights import STEM_NAME, load_encoder
-from train.pretrain import (
+from train.pretraining import (
     PRESETS,
     PretrainConfig,
     PretrainLosses,
@@ -114,7 +114,7 @@ def kill():
 @pytest.mark.parametrize("step", [1, 4, 6])
 def test_a_killed_run_resumes_to_the_same_weights(cache, whole, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(train.pretrain, "pretrain_views", call_at(step, kill, pretrain_views))
+        patched.setattr(train.pretraining, "pretrain_views", call_at(step, kill, pretrain_views))
         pretrain(cache, tmp_path / "run", config=small())
     assert read_run(tmp_path / "run")["status"] == "running"
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_weights(cache, whole, tmp_path, monkey
 def test_a_preempted_run_says_so_and_resumes_to_the_same_weights(cache, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(PreemptedError, match="step 3 of 6"):
         stop = call_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM), pretrain_views)
-        patched.setattr(train.pretrain, "pretrain_views", stop)
+        patched.setattr(train.pretraining, "pretrain_views", stop)
         pretrain(cache, tmp_path / "run", config=small())
     pretrain(cache, tmp_path / "run", config=small())
     assert_same_weights(tmp_path / "run", whole)
@@ -142,7 +142,7 @@ def test_sigterm_to_the_command_exits_5_and_the_same_command_finishes_it(cache_p
     with subprocess.Popen(
         [*command, *assignments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(train.pretrain.__file__).parent.parent,
+        cwd=Path(train.pretraining.__file__).parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -462,7 +462,7 @@ def test_excluding_every_case_is_refused(cache, tmp_path):
 
 def test_a_damaged_checkpoint_stops_with_its_path(cache, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(train.pretrain, "pretrain_views", call_at(5, kill, pretrain_views))
+        patched.setattr(train.pretraining, "pretrain_views", call_at(5, kill, pretrain_views))
         pretrain(cache, tmp_path / "run", config=small())
     file = tmp_path / "run" / "checkpoints" / "step_00000004.pt"
     file.write_bytes(file.read_bytes()[:1000])
