@@ -57,25 +57,43 @@ def resolve(
     return from_dict(kind, settings)
 
 
-def from_dict(kind: type[ConfigT], settings: Mapping[str, Any], *, prefix: str = "") -> ConfigT:
+def from_dict(
+    kind: type[ConfigT], settings: Mapping[str, Any], *, prefix: str = "", default: ConfigT | None = None
+) -> ConfigT:
     """Build a configuration of class `kind` from a (nested) mapping, such as one stored with a run.
 
-    Raises UsageError for an unknown key or a value of another type; the class itself checks ranges.
+    What the mapping leaves open comes from `default`, or from the class. Raises UsageError for an unknown key or a
+    value of another type; the class itself checks ranges.
     """
     hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in settings.items():
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
             raise UsageError(
                 f"There is no setting {prefix + key!r}.",
-                expected="one of " + ", ".join(names),
+                expected="one of " + ", ".join(fields),
                 found=prefix + key,
                 next_step=f"Did you mean {prefix + close[0]!r}?" if close else "Remove it, or see --help.",
             )
-        values[key] = _coerce(value, hints[key], prefix + key)
-    return kind(**values)
+        factory = fields[key].default_factory
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[key]) and callable(factory):
+            values[key] = from_dict(hints[key], value, prefix=f"{prefix}{key}.", default=factory())
+        else:
+            values[key] = _coerce(value, hints[key], prefix + key)
+    return kind(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]
+
+
+def check_setting(name: str, value: object, valid: bool, expected: object) -> None:
+    """Raise UsageError for the setting `name` unless its value is `valid`; called in `__post_init__`."""
+    if not valid:
+        raise UsageError(
+            f"The setting {name!r} is out of range.",
+            expected=expected,
+            found=value,
+            next_step="See --help for the settings and their defaults.",
+        )
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -141,10 +159,7 @@ def _parse_assignment(assignment: str) -> dict[str, Any]:
 def _coerce(value: Any, hint: Any, key: str) -> Any:
     """`value` as the annotated type: integers may stand for floats and lists for tuples, nothing else."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, Mapping):
-            return from_dict(hint, value, prefix=f"{key}.")
-    elif origin in (types.UnionType, typing.Union):
+    if origin in (types.UnionType, typing.Union):
         if value is None or value == "none":
             if type(None) in arguments:
                 return None

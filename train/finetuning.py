@@ -6,7 +6,6 @@ is kept is the one after the last step.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,8 +21,8 @@ from supercl_core.errors import UsageError
 from supercl_core.splits import Split
 from train import runs
 from train.augment import AugmentConfig, geometric_view, intensity_view
-from train.data import Batch, BatchLoader, SliceDataset
-from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
+from train.data import Batch, SliceDataset
+from train.loop import LoopConfig, fit, select_device
 from train.models.unet import UNet
 from train.models.weights import WEIGHTS_NAME, load_encoder, save_weights
 from train.pretraining import network_channels, repeat_channels
@@ -33,48 +32,21 @@ SCRATCH: Final = "scratch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Settings of a fine-tuning run. What the publication sets is in the preset `published`."""
+class FinetuneConfig(LoopConfig):
+    """Settings of a fine-tuning run. What the publication sets is in the preset `published`.
+
+    Runs that are compared get the same number of steps, whatever they start from.
+    """
 
     steps: int = 4_000
-    """Optimiser steps; the same for every initialisation that is compared."""
     batch_size: int = 16
-    patch_size: tuple[int, int] | None = None
-    """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
-    filters: int = 32
-    """Channels of the network's first level (f0); those of the pre-trained encoder."""
-    in_channels: int | None = None
-    """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
-    loss: Literal["dice_ce", "ce"] = "dice_ce"
-    """Soft Dice plus cross-entropy, or cross-entropy alone (published)."""
-    optimiser: OptimiserName = "adamw"
     lr: float = 1e-3
     final_lr: float = 1e-5
-    """Learning rate of the last step, at the end of a half cosine."""
     warmup_steps: int = 50
-    weight_decay: float = 1e-4
+    loss: Literal["dice_ce", "ce"] = "dice_ce"
+    """Soft Dice plus cross-entropy, or cross-entropy alone (published)."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(crop=(1.0, 1.0)))
     """Intensity changes, then mirroring, elastic deformation, rotation and scaling; no random crop (METHOD)."""
-    seed: int = 0
-    device: str = "auto"
-    log_every: int = 10
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("final_lr", "warmup_steps", "weight_decay", "seed"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        self._check("lr", 0 < self.lr < math.inf, "a number above 0")
-
-    def _check(self, name: str, valid: bool, expected: str) -> None:
-        if not valid:
-            raise UsageError(
-                f"The setting {name!r} is out of range.",
-                expected=expected,
-                found=getattr(self, name),
-                next_step="See `supercl finetune --help` for the settings.",
-            )
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -85,7 +57,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "final_lr": 5e-6,
         "warmup_steps": 0,
         "weight_decay": 1e-5,
-        "augment": {"crop": [1.0, 1.0], "p_brightness": 0.0, "p_contrast": 0.0, "p_blur": 0.0},
+        "augment": {"p_brightness": 0.0, "p_contrast": 0.0, "p_blur": 0.0},
     },
     # No mirroring: on which side an organ lies is what tells the phantom's liver from its spleen.
     "demo": {
@@ -93,7 +65,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "batch_size": 8,
         "filters": 8,
         "lr": 4e-3,
-        "augment": {"crop": [1.0, 1.0], "mirror_axes": []},
+        "augment": {"mirror_axes": []},
     },
 }
 """`published`: METHOD's table. `demo`: minutes on a CPU."""
@@ -150,24 +122,10 @@ def finetune(
     fit(
         run_path,
         network=network,
-        optimiser=make_optimiser(config.optimiser, network, lr=config.lr, weight_decay=config.weight_decay),
-        learning_rate=lambda step: cosine_lr(
-            step,
-            num_steps=config.steps,
-            lr=config.lr,
-            final_lr=config.final_lr,
-            warmup_steps=config.warmup_steps,
-        ),
-        make_loader=lambda first_step: BatchLoader(
-            dataset, batch_size=config.batch_size, seed=config.seed, device=device, first_step=first_step
-        ),
+        dataset=dataset,
         compute_losses=SegmentationLosses(network, config=config, in_channels=in_channels),
-        num_steps=config.steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        config=config,
         device=device,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
     )
     save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
     runs.finish_run(run_path)

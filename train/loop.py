@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from supercl_core.config import check_setting
 from supercl_core.errors import PreemptedError, SuperCLError, UsageError
 from supercl_core.files import atomic_file
 from supercl_core.progress import progress
 from train import distributed
-from train.data import Batch, BatchLoader
+from train.data import Batch, BatchLoader, SliceDataset
 from train.runs import forget_metrics_after
 
 KEPT_CHECKPOINTS: Final = 2
@@ -33,23 +35,58 @@ OptimiserName = Literal["sgd", "adam", "adamw"]
 ComputeLosses = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 
 
-def make_optimiser(
-    name: OptimiserName, network: nn.Module, *, lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """An optimiser over all parameters; SGD has a momentum of 0.9 (published)."""
-    parameters = network.parameters()
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
-    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=lr, weight_decay=weight_decay)
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """The settings that pre-training and fine-tuning share; each adds its own."""
 
+    steps: int
+    """Optimiser steps. An epoch is slices / batch_size steps."""
+    batch_size: int
+    """Slices a step and process."""
+    patch_size: tuple[int, int] | None = None
+    """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
+    filters: int = 32
+    """Channels of the network's first level (f0); fine-tuning needs those of its encoder."""
+    in_channels: int | None = None
+    """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
+    optimiser: OptimiserName = "adamw"
+    lr: float
+    """Highest learning rate, after the warm-up."""
+    final_lr: float
+    """Learning rate at the end of a half cosine."""
+    warmup_steps: int
+    weight_decay: float = 1e-4
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 500
 
-def cosine_lr(step: int, *, num_steps: int, lr: float, final_lr: float, warmup_steps: int = 0) -> float:
-    """The learning rate of a step: linear warm-up, then a half cosine from `lr` to `final_lr`."""
-    if step < warmup_steps:
-        return lr * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return final_lr + (lr - final_lr) * (1 + math.cos(math.pi * done)) / 2
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every"):
+            self.check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("final_lr", "warmup_steps", "weight_decay", "seed"):
+            self.check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        self.check("lr", 0 < self.lr < math.inf, "a number above 0")
+
+    def check(self, name: str, valid: bool, expected: object) -> None:
+        """Raise UsageError for the setting `name` unless it is `valid`."""
+        check_setting(name, getattr(self, name), valid, expected)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step: linear warm-up, then a half cosine from `lr` to `final_lr`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
+
+    def make_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """An optimiser over all parameters; SGD has a momentum of 0.9 (published)."""
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(
+                network.parameters(), lr=self.lr, momentum=0.9, weight_decay=self.weight_decay
+            )
+        kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
+        return kind(network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
 
 def select_device(name: str) -> torch.device:
@@ -74,29 +111,22 @@ def fit(
     run_path: Path,
     *,
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
-    make_loader: Callable[[int], BatchLoader],
+    dataset: SliceDataset,
     compute_losses: ComputeLosses,
-    num_steps: int,
-    batch_size: int,
-    seed: int,
+    config: LoopConfig,
     device: torch.device,
-    log_every: int,
-    checkpoint_every: int,
 ) -> None:
-    """Train up to `num_steps` steps, from the last checkpoint of the run if there is one.
+    """Train up to `config.steps` steps, from the last checkpoint of the run if there is one.
 
-    `make_loader(first_step)` gives the stream of batches; `compute_losses` returns scalars by name, of which
-    `loss` is minimised and the others are logged. The generator it gets is seeded by the step.
-
-    `batch_size` is that of one process. Under `torchrun`, all ranks step together, the logged losses are means
-    over ranks, and rank 0 alone writes.
+    `compute_losses` returns scalars by name, of which `loss` is minimised and the others are logged. The generator
+    it gets is seeded by the step. Under `torchrun`, all ranks step together, the logged losses are means over
+    ranks, and rank 0 alone writes.
 
     Raises SuperCLError before the optimiser moves when a loss is not finite, and PreemptedError after a
     checkpoint when a process is told to stop (SIGTERM, SIGUSR1).
     """
-    checkpoints = run_path / "checkpoints"
+    checkpoints, num_steps = run_path / "checkpoints", config.steps
+    optimiser = config.make_optimiser(network)
     first_step = load_checkpoint(checkpoints, network, optimiser, device)
     if first_step >= num_steps:
         return
@@ -104,7 +134,15 @@ def fit(
     if writes:
         forget_metrics_after(run_path, first_step)
     distributed.barrier()
-    loader = make_loader(first_step)
+    loader = BatchLoader(
+        dataset,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        device=device,
+        first_step=first_step,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
     generator = torch.Generator(device)
     network.train()
     with (
@@ -115,10 +153,10 @@ def fit(
     ):
         since, waited, steps_since = time.perf_counter(), 0.0, 0
         for step in range(first_step, num_steps):
-            lr = learning_rate(step)
+            lr = config.learning_rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            generator.manual_seed(step_seed(seed, step, distributed.rank()))
+            generator.manual_seed(step_seed(config.seed, step, distributed.rank()))
             losses = compute_losses(next(batches), generator)
             values = {name: distributed.mean(value).item() for name, value in losses.items()}
             _check_finite(values, run_path, step)
@@ -127,13 +165,13 @@ def fit(
             optimiser.step()
             steps_since += 1
             done = step + 1
-            if writes and (done % log_every == 0 or done == num_steps):
+            if writes and (done % config.log_every == 0 or done == num_steps):
                 seconds = time.perf_counter() - since
                 entry = {
                     "step": done,
                     **values,
                     "lr": lr,
-                    "samples_per_s": steps_since * batch_size * distributed.world_size() / seconds,
+                    "samples_per_s": steps_since * config.batch_size * distributed.world_size() / seconds,
                     "data_wait_share": (loader.wait_s - waited) / seconds,
                     "seconds": seconds,
                 }
@@ -142,7 +180,7 @@ def fit(
                 since, waited, steps_since = time.perf_counter(), loader.wait_s, 0
             advance(note=f"loss {values['loss']:.4f}")
             stopping = distributed.any_rank(stop_requested(), device)
-            if writes and (done % checkpoint_every == 0 or done == num_steps or stopping):
+            if writes and (done % config.checkpoint_every == 0 or done == num_steps or stopping):
                 save_checkpoint(checkpoints, done, network, optimiser)
             if stopping and done < num_steps:
                 raise PreemptedError(

@@ -19,8 +19,8 @@ from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
 from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
-from train.data import Batch, BatchLoader, SliceDataset
-from train.loop import OptimiserName, cosine_lr, fit, make_optimiser, select_device
+from train.data import Batch, SliceDataset
+from train.loop import LoopConfig, fit, select_device
 from train.losses.contrastive import supervised_contrastive
 from train.models.unet import PretrainNet
 from train.models.weights import WEIGHTS_NAME, save_weights
@@ -38,26 +38,16 @@ from train.pairs import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(LoopConfig):
     """Settings of a pre-training run. What the publication sets is in the preset `published`."""
 
     steps: int = 20_000
-    """Optimiser steps. An epoch is slices / batch_size steps."""
     batch_size: int = 32
-    """Slices a step and process; each gives four views."""
-    patch_size: tuple[int, int] | None = None
-    """Rows and columns of a crop, multiples of 16; None takes the cache's median slice size."""
-    filters: int = 32
-    """Channels of the network's first level (f0)."""
-    in_channels: int | None = None
-    """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
+    lr: float = 2e-3
+    final_lr: float = 0.0
+    warmup_steps: int = 100
     projection: int = 128
     """Width of the pixel projection head, which is thrown away afterwards; 0 contrasts the encoder's features."""
-    optimiser: OptimiserName = "adamw"
-    lr: float = 2e-3
-    """Highest learning rate; it falls to 0 along a half cosine."""
-    warmup_steps: int = 100
-    weight_decay: float = 1e-4
     temperature: float = 0.1
     """Temperature of all three losses (published: 0.1)."""
     weights: tuple[float, float, float] = (1.0, 1.0, 0.5)
@@ -77,19 +67,13 @@ class PretrainConfig:
     view_pairs: ViewPairs = "edge"
     """For online IGCP: views linked before components are taken, or added to the mask afterwards (as released)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    seed: int = 0
-    device: str = "auto"
-    log_every: int = 10
-    checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every"):
-            _check(name, getattr(self, name) >= 1, "at least 1", getattr(self, name))
-        for name in ("projection", "warmup_steps", "weight_decay", "position_threshold", "seed"):
-            _check(name, getattr(self, name) >= 0, "at least 0", getattr(self, name))
-        for name in ("lr", "temperature"):
-            _check(name, 0 < getattr(self, name) < math.inf, "a number above 0", getattr(self, name))
-        _check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below", self.weights)
+        super().__post_init__()
+        for name in ("projection", "position_threshold"):
+            self.check(name, getattr(self, name) >= 0, "at least 0")
+        self.check("temperature", 0 < self.temperature < math.inf, "a number above 0")
+        self.check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below")
         without_effect = {
             "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
             "asp_divisor": "igcp = 'online'" if self.igcp != "online" else None,
@@ -98,7 +82,7 @@ class PretrainConfig:
         }
         for name, needed in without_effect.items():
             is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
-            _check(name, needed is None or is_default, f"{needed}, or the default", getattr(self, name))
+            self.check(name, needed is None or is_default, f"{needed}, or the default")
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -175,26 +159,10 @@ def pretrain(
     fit(
         run_path,
         network=network,
-        optimiser=make_optimiser(config.optimiser, network, lr=config.lr, weight_decay=config.weight_decay),
-        learning_rate=lambda step: cosine_lr(
-            step, num_steps=config.steps, lr=config.lr, final_lr=0.0, warmup_steps=config.warmup_steps
-        ),
-        make_loader=lambda first_step: BatchLoader(
-            dataset,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            device=device,
-            first_step=first_step,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        ),
+        dataset=dataset,
         compute_losses=losses,
-        num_steps=config.steps,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        config=config,
         device=device,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
     )
     if distributed.rank() == 0:
         save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
@@ -288,17 +256,7 @@ def _ccl_level(labels: WeakLabels, slices: np.ndarray, config: PretrainConfig) -
     """The level to train with: the one asked for, or the finest with a positive per anchor in a random batch."""
     num_levels = len(labels.ccl)
     if config.ccl_level is not None:
-        _check("ccl_level", 0 <= config.ccl_level < num_levels, f"0 to {num_levels - 1}", config.ccl_level)
+        config.check("ccl_level", 0 <= config.ccl_level < num_levels, f"0 to {num_levels - 1}")
         return config.ccl_level
     enough = [expected_positives(level[slices], config.batch_size) >= 1 for level in labels.ccl]
     return enough.index(True) if any(enough) else num_levels - 1
-
-
-def _check(name: str, valid: bool, expected: object, found: object) -> None:
-    if not valid:
-        raise UsageError(
-            f"The setting {name!r} is out of range.",
-            expected=expected,
-            found=found,
-            next_step="See `supercl pretrain --help` for the settings.",
-        )

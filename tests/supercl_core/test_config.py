@@ -141,3 +141,14 @@ json_values = st.recursive(
 def test_digest_does_not_depend_on_the_order_of_keys(value: dict[str, Any]) -> None:
     assert digest(dict(reversed(value.items()))) == digest(value)
     assert digest({**value, "one more": 1}) != digest({**value, "one more": 2})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    optimiser: Optimiser = field(default_factory=lambda: Optimiser(kind="adamw"))
+
+
+def test_what_a_nested_table_leaves_open_comes_from_the_default_of_its_field() -> None:
+    assert resolve(Tuning, assignments=["optimiser.lr=0.5"]) == Tuning(
+        optimiser=Optimiser(kind="adamw", lr=0.5)
+    )

@@ -11,12 +11,11 @@ from torch import nn
 
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import PreemptedError, SuperCLError, UsageError
-from train.data import BatchLoader, SliceDataset
+from train.data import SliceDataset
 from train.loop import (
-    cosine_lr,
+    LoopConfig,
     fit,
     load_checkpoint,
-    make_optimiser,
     save_checkpoint,
     select_device,
     step_seed,
@@ -42,6 +41,12 @@ def small_network(width=3):
     return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 1, 3))
 
 
+def settings(**changes):
+    """The settings of all runs here."""
+    values = {"steps": NUM_STEPS, "batch_size": 4, "lr": 0.05, "final_lr": 0.0, "warmup_steps": 2, "seed": 1}
+    return LoopConfig(**{**values, "weight_decay": 1e-3, "log_every": 1, "checkpoint_every": 3, **changes})
+
+
 def run_fit(path, dataset, *, at_step=None, network=None, optimiser="sgd", make_losses=None):
     """Fit a small network; `at_step` is called with the number of steps begun. Returns the network."""
     network = network or small_network()
@@ -59,18 +64,10 @@ def run_fit(path, dataset, *, at_step=None, network=None, optimiser="sgd", make_
     fit(
         path,
         network=network,
-        optimiser=make_optimiser(optimiser, network, lr=0.05, weight_decay=1e-3),
-        learning_rate=lambda step: cosine_lr(
-            step, num_steps=NUM_STEPS, lr=0.05, final_lr=0.0, warmup_steps=2
-        ),
-        make_loader=lambda first: BatchLoader(dataset, batch_size=4, seed=1, device=CPU, first_step=first),
+        dataset=dataset,
         compute_losses=make_losses(network) if make_losses else compute_losses,
-        num_steps=NUM_STEPS,
-        batch_size=4,
-        seed=1,
+        config=settings(optimiser=optimiser),
         device=CPU,
-        log_every=1,
-        checkpoint_every=3,
     )
     return network
 
@@ -231,12 +228,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, dataset):
 
 def test_checkpoints_restore_network_and_optimiser(tmp_path):
     network = small_network()
-    optimiser = make_optimiser("adam", network, lr=0.1, weight_decay=0.0)
+    optimiser = settings(optimiser="adam").make_optimiser(network)
     network(torch.ones(2, 1, 8, 8)).sum().backward()
     optimiser.step()
     save_checkpoint(tmp_path, 12, network, optimiser)
     other = small_network()
-    other_optimiser = make_optimiser("adam", other, lr=0.1, weight_decay=0.0)
+    other_optimiser = settings(optimiser="adam").make_optimiser(other)
     assert load_checkpoint(tmp_path, other, other_optimiser, CPU) == 12
     assert_equal_states(network, other)
     for one, two in zip(optimiser.state.values(), other_optimiser.state.values(), strict=True):
@@ -258,8 +255,9 @@ def test_logged_steps_hold_losses_rate_and_throughput(tmp_path, dataset):
     assert [json.loads(line)["lr"] for line in lines[:3]] == [0.025, 0.05, 0.05]
 
 
-def test_cosine_lr_warms_up_and_falls_to_the_final_rate():
-    rates = [cosine_lr(s, num_steps=104, lr=1.0, final_lr=0.2, warmup_steps=4) for s in range(105)]
+def test_the_rate_warms_up_and_falls_to_the_final_rate():
+    config = settings(steps=104, lr=1.0, final_lr=0.2, warmup_steps=4)
+    rates = [config.learning_rate(step) for step in range(105)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[54] == pytest.approx(0.6)
     assert rates[104] == pytest.approx(0.2)
@@ -267,30 +265,24 @@ def test_cosine_lr_warms_up_and_falls_to_the_final_rate():
 
 
 def test_the_rate_reaches_the_optimiser(tmp_path, dataset):
-    network = small_network()
-    start = [parameter.clone() for parameter in network.parameters()]
+    network = nn.Conv2d(1, 1, 1)
+    start = network.bias.item()
     fit(
         tmp_path,
         network=network,
-        optimiser=make_optimiser("sgd", network, lr=0.5, weight_decay=0.1),
-        learning_rate=lambda step: 0.0,
-        make_loader=lambda first: BatchLoader(dataset, batch_size=2, seed=1, device=CPU, first_step=first),
-        compute_losses=lambda batch, generator: {"loss": network(batch.image_BCYX).square().mean()},
-        num_steps=2,
-        batch_size=2,
-        seed=1,
+        dataset=dataset,
+        compute_losses=lambda batch, generator: {"loss": network(batch.image_BCYX).mean()},
+        config=settings(steps=1, lr=0.8, warmup_steps=4, optimiser="sgd", weight_decay=0.0),
         device=CPU,
-        log_every=1,
-        checkpoint_every=9,
     )
-    assert all(torch.equal(now, before) for now, before in zip(network.parameters(), start, strict=True))
+    assert network.bias.item() == pytest.approx(start - 0.8 / 4)  # the bias has a gradient of 1
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_optimisers_carry_their_settings(name, kind):
-    optimiser = make_optimiser(name, small_network(), lr=0.3, weight_decay=0.02)
+    optimiser = settings(optimiser=name, lr=0.3, weight_decay=0.02).make_optimiser(small_network())
     assert type(optimiser) is kind
     (group,) = optimiser.param_groups
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.3, 0.02, 6)
