@@ -29,7 +29,7 @@ class Plan:
     """The work that a run has before it."""
 
     attributes: dict[str, Any]
-    """Root attributes of the cache, but for version and completeness."""
+    """Root attributes of the cache."""
     todo: tuple[CaseSource, ...]
     """Cases to compute, largest first, so that no worker is left alone with a large one at the end."""
     kept: tuple[CaseRow, ...]
@@ -38,6 +38,11 @@ class Plan:
     """Cases whose image cannot even be opened."""
     vanished: tuple[str, ...]
     """Cases of the cache that the source no longer has; they are kept."""
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether the cache is finished, and the source holds nothing that it has not."""
+        return self.attributes.get("complete", False) and not self.todo and not self.failed
 
     @property
     def num_channels(self) -> int:
@@ -133,9 +138,7 @@ def _stored_attributes(cache_path: Path, config: PreprocessConfig) -> dict[str, 
             found=", ".join(f"{key} = {wanted[key]}" for key in changed),
             next_step="Use the settings of the cache, or name another path for a new one.",
         )
-    return {
-        key: attributes[key] for key in attributes if key not in ("schema_version", "complete", "provenance")
-    }
+    return attributes
 
 
 def _finished_row(cache_path: Path, case: CaseSource, config_digest: str) -> CaseRow | None:

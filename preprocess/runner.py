@@ -84,7 +84,8 @@ def run(
             shutil.rmtree(cache_path)
             shutil.rmtree(wip_path(cache_path))
         raise _nothing_done(input_path, failed)
-    _finish(cache_path, ordered, plan)
+    if not plan.nothing_to_do:
+        _finish(cache_path, ordered, plan)
     return RunResult(
         cache_path=cache_path,
         num_computed=len(ordered) - len(failed) - len(plan.kept),

@@ -138,7 +138,7 @@ def scheduler() -> Iterator[str]:
     from distributed import LocalCluster
 
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address=None
+        n_workers=1, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address="127.0.0.1:0"
     ) as cluster:
         yield cluster.scheduler_address
 
