@@ -88,7 +88,16 @@ def make_plan(source: DataSource, cache_path: Path, config: PreprocessConfig) ->
         "default_weak_labels": None,
     }
     ids = {case.id for case in source.cases}
-    vanished = tuple(case_id for case_id in _committed_ids(cache_path) if case_id not in ids)
+    committed = _committed_ids(cache_path)
+    if committed and not ids & {*committed}:
+        raise CacheError(
+            "The cache holds another data set.",
+            where=cache_path,
+            expected=f"some of its cases, such as {', '.join(committed[:3])}",
+            found=f"{source.name}: {', '.join(sorted(ids)[:3])}",
+            next_step="Check the input's path, or name another path for a new cache.",
+        )
+    vanished = tuple(case_id for case_id in committed if case_id not in ids)
     kept += [row for row in map(_committed_row, [cache_path] * len(vanished), vanished) if row is not None]
     readable = [case for case in todo if case.id in sizes]
     return Plan(

@@ -140,7 +140,7 @@ class Cache:
                 where=self.path,
                 expected=f"one of its {len(self.done)} cases, such as {', '.join(r.id for r in self.done[:3])}",
                 found=case_id if index is None else f"a failed case: {self.rows[index].reason}",
-                next_step="`supercl inspect CACHE` lists all cases.",
+                next_step="Check the spelling: a case is named like its file, without the ending.",
             )
         return CachedCase(self, self.rows[index])
 

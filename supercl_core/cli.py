@@ -112,6 +112,17 @@ def main(arguments: list[str] | None = None) -> None:
     except SuperCLError as error:
         click.echo(f"error: {error.message()}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)  # whoever read our output has left
+    except OSError as error:
+        failure = SuperCLError(
+            "The system refused access to a file.",
+            where=error.filename,
+            found=error.strerror or error,
+            next_step="Check permissions, free space and quota, then run the same command again.",
+        )
+        click.echo(f"error: {failure.message()}", err=True)
+        sys.exit(failure.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

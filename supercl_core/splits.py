@@ -147,7 +147,8 @@ def _labelled_keys(section: dict[str, Any], num_labelled: int, file: str) -> lis
     raise UsageError(
         f"The split has no list of {num_labelled} labelled cases.",
         where=file,
-        expected=f"one of {', '.join(map(str, sorted(lists)))}, or fewer than {min(lists)}",
+        expected=f"one of {', '.join(map(str, sorted(lists)))}"
+        + (f", or fewer than {min(lists)}" if min(lists) > 1 else ""),
         found=num_labelled,
         next_step="Ask for one of these with --labelled.",
     )

@@ -124,6 +124,7 @@ def write_label_map(path: Path, label_map_ZYX: np.ndarray, geometry: Geometry) -
     image.SetOrigin(geometry.origin_mm)
     image.SetDirection(geometry.direction)
     with atomic_file(path) as wip:
+        wip.touch()  # where that is refused, the system says why; SimpleITK does not
         sitk.WriteImage(image, str(wip), useCompression=True)
 
 

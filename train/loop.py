@@ -31,6 +31,8 @@ from train.runs import forget_metrics_after
 KEPT_CHECKPOINTS: Final = 2
 """The last checkpoints that stay on disk."""
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
 OptimiserName = Literal["sgd", "adam", "adamw"]
 ComputeLosses = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 
@@ -123,7 +125,7 @@ def fit(
     ranks, and rank 0 alone writes.
 
     Raises SuperCLError before the optimiser moves when a loss is not finite, and PreemptedError after a
-    checkpoint when a process is told to stop (SIGTERM, SIGUSR1).
+    checkpoint when a process is told to stop (SIGTERM, SIGUSR1, Ctrl-C).
     """
     checkpoints, num_steps = run_path / "checkpoints", config.steps
     optimiser = config.make_optimiser(network)
@@ -245,15 +247,19 @@ def _check_finite(values: dict[str, float], run_path: Path, step: int) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGUSR1 into a question that the loop asks after every step."""
+    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a question that the loop asks after every step.
+
+    A second Ctrl-C stops at once.
+    """
     requested = False
 
     def request(*_: object) -> None:
         nonlocal requested
         requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, request) for number in _STOP_SIGNALS}
     except ValueError:  # not in the main thread: nobody sends it signals
         before = {}
     try:

@@ -104,3 +104,11 @@ def test_other_settings_are_named(msd_path: Path, cache_path: Path) -> None:
         make_plan(discover(msd_path), cache_path, PreprocessConfig(n_segments=50, spacing="unknown"))
     assert caught.value.expected == "n_segments = 100, spacing = file"
     assert caught.value.found == "n_segments = 50, spacing = unknown"
+
+
+def test_a_cache_of_another_data_set_is_refused(
+    cache_copy: Path, write_volume: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_volume(tmp_path / "other" / "heart_001.nii.gz", np.zeros((2, 8, 8), np.int16))
+    with pytest.raises(CacheError, match="another data set"):
+        make_plan(discover(tmp_path / "other"), cache_copy, PreprocessConfig())

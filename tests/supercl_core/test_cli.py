@@ -154,3 +154,13 @@ def test_split_refuses_a_fraction_out_of_range(
     assert outcome.code == 2
     assert "test fraction is out of range" in outcome.err
     assert not (tmp_path / "split.json").exists()
+
+
+def test_what_the_system_refuses_is_an_error_with_its_path(
+    supercl: Any, cache_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    outcome = supercl("split", cache_path, tmp_path / "file" / "split.json")
+    assert outcome.code == 1
+    assert "The system refused" in outcome.err
+    assert "where:    " in outcome.err

@@ -137,7 +137,7 @@ def test_a_finished_fit_takes_no_step_and_keeps_its_metrics(tmp_path, dataset):
 # ---------------------------------------------------------------- preemption
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_ends_after_a_checkpoint_of_the_current_step(tmp_path, dataset, number):
     before = signal.getsignal(number)
 

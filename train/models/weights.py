@@ -101,7 +101,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         raise SuperCLError(
             "There are no weights here.",
             where=path,
-            next_step="Give a .safetensors file, a torch checkpoint, or the folder of a finished run.",
+            next_step="Give a .safetensors file, a torch checkpoint, the folder of a finished run, or `scratch`.",
         )
     if path.suffix == ".safetensors":
         try:
