@@ -7,6 +7,7 @@ network file systems; a killed process leaves at most a `.wip` sibling, which th
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield wip
+        with wip.open("rb") as written:
+            os.fsync(written.fileno())  # a rename may reach the disk before the content it names
         wip.replace(path)
     finally:
         wip.unlink(missing_ok=True)

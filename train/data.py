@@ -223,10 +223,17 @@ def slices_of_step(slices: np.ndarray, step: int, *, batch_size: int, seed: int)
 
 
 def normalise(batch: Batch) -> Batch:
-    """Clip every channel to its case's 0.5 and 99.5 percentiles, then to zero mean and unit variance."""
-    low, high, mean, std = batch.windows_BC4[..., None, None].unbind(2)
-    image = (batch.image_BCYX.clamp(low, high) - mean) / std
-    return replace(batch, image_BCYX=image)
+    """The batch with its images normalised by `normalise_images`."""
+    return replace(batch, image_BCYX=normalise_images(batch.image_BCYX, batch.windows_BC4))
+
+
+def normalise_images(image_BCYX: Tensor, windows_BC4: Tensor) -> Tensor:
+    """Clip every channel to its case's 0.5 and 99.5 percentiles, then to zero mean and unit variance.
+
+    `image_BCYX`: float32, stored units. `windows_BC4`: as in Batch, or one for all images (B = 1).
+    """
+    low, high, mean, std = windows_BC4[..., None, None].unbind(2)
+    return (image_BCYX.clamp(low, high) - mean) / std
 
 
 def normalisation_window(case: CachedCase) -> np.ndarray:

@@ -19,7 +19,7 @@ from supercl_core.files import write_json
 from supercl_core.progress import progress
 from supercl_core.volumes import write_label_map
 from train import runs
-from train.data import normalisation_window
+from train.data import normalisation_window, normalise_images
 from train.loop import select_device
 from train.metrics import score_case, summarise
 from train.models.unet import STRIDE, UNet
@@ -97,14 +97,13 @@ def segment(network: nn.Module, case: CachedCase, *, device: torch.device) -> np
     Slices are normalised as in training, and padded with their mean to multiples of 16.
     """
     _, num_slices, height, width = case.row.shape
-    windows = torch.from_numpy(normalisation_window(case)).to(device)[..., None, None]
-    low, high, mean, std = windows.unbind(1)
+    window = torch.from_numpy(normalisation_window(case))[None].to(device)
     in_channels = next(network.parameters()).shape[1]
     classes = np.empty((num_slices, height, width), np.uint8)
     padding = (0, -width % STRIDE, 0, -height % STRIDE)
     for first in range(0, num_slices, SLICES_AT_ONCE):
         stored = np.array(case.image_ZCYX[first : first + SLICES_AT_ONCE], dtype=np.float32)
-        images = (torch.from_numpy(stored).to(device).clamp(low, high) - mean) / std
+        images = normalise_images(torch.from_numpy(stored).to(device), window)
         images = torch.nn.functional.pad(images, padding)
         logits = network(repeat_channels(images, in_channels))
         part = logits.argmax(dim=1)[:, :height, :width].to(torch.uint8)

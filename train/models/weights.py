@@ -6,7 +6,6 @@ run, with optimiser and random state, is left to `train.loop`.
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from supercl_core.errors import SuperCLError
+from supercl_core.files import atomic_file
 
 WEIGHTS_NAME = "weights.safetensors"
 ENCODER_PREFIX = "encoder."
@@ -123,19 +123,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, str]) -> None:
     """Write a network's state dict as safetensors, with `metadata` in the header.
 
-    The file appears whole or not at all: it is written beside its place and renamed. The folder must exist.
+    The file appears whole or not at all.
     """
-    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    wip_path = path.with_name(path.name + ".wip")
-    try:
-        with wip_path.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, dict(metadata)))
-            file.flush()
-            os.fsync(file.fileno())
-        wip_path.replace(path)
-    finally:
-        wip_path.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as wip_path:
+        wip_path.write_bytes(safetensors.torch.save(tensors, dict(metadata)))
 
 
 def _load_torch_file(path: Path) -> object:
