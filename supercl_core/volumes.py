@@ -1,21 +1,28 @@
 """One volume in or out, with its geometry, through SimpleITK (every volume and image format it reads).
 
 Reads images and label maps for preprocessing and prediction, writes label maps in the geometry of their image.
-Says nothing about which files a data set has: that is `supercl_core.sources`.
+The values of NIfTI files are unpacked here: NIfTI's reference reader, through which SimpleITK reads, turns NaN and
+infinite values into 0 without a word, fills up a file that is cut off with 0, and makes a slice of an axis
+without any. Says nothing about which files a data set has: that is `supercl_core.sources`.
 """
 
 from __future__ import annotations
 
-import gzip
+import io
+import math
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from supercl_core.errors import SuperCLError
 from supercl_core.files import atomic_file
+
+_UNPACKED_AT_ONCE: Final = 1 << 20
+"""Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +79,17 @@ def read_volume(path: Path) -> Volume:
     Raises SuperCLError when the file is missing, damaged or no volume, when a dimension is zero, or when a value
     is NaN or infinite.
     """
-    sitk = _simpleitk()
-    image = _run(path, _reader(path).Execute)
-    array = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    elif image.GetDimension() < 4:
-        array = array[None]
-    if image.GetDimension() == 2:
-        array = array[:, None]
-    if array.ndim != 4:
-        raise SuperCLError(
-            "The volume has more axes than channels, slices, rows and columns.",
-            where=path,
-            expected="2, 3 or 4 axes",
-            found=f"size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} components",
-            next_step="Split the file into one volume per time point.",
-        )
+    reader = _reader(path)
+    _run(path, reader.ReadImageInformation)
+    nifti = _read_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else None
+    if nifti is not None and _is_scalar(nifti, reader):
+        array = stored = _rescaled(nifti, reader)
+        geometry = _geometry(reader)
+    else:
+        image = _run(path, reader.Execute)
+        array = _channels_first(path, image)
+        stored = nifti.values if nifti is not None and nifti.values.dtype.kind == "f" else array
+        geometry = _geometry(image)
     if array.size == 0:
         raise _empty(path, array.shape[1:])
     if array.dtype.kind == "c":
@@ -99,16 +100,8 @@ def read_volume(path: Path) -> Volume:
             found=array.dtype,
             next_step="Export the magnitude image.",
         )
-    if not (finite := _finite(path, array)).all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise SuperCLError(
-            "The volume has values that are NaN or infinite.",
-            where=path,
-            expected="finite values",
-            found=f"{int((~finite).sum())} such voxels, the first at (c, z, y, x) = {first}",
-            next_step="Replace them by a background value and run again.",
-        )
-    return Volume(array_CZYX=array, geometry=_geometry(image))
+    _check_finite(path, stored.reshape(array.shape))
+    return Volume(array_CZYX=array, geometry=geometry)
 
 
 def orientation(geometry: Geometry) -> str:
@@ -128,40 +121,69 @@ def write_label_map(path: Path, label_map_ZYX: np.ndarray, geometry: Geometry) -
         sitk.WriteImage(image, str(wip), useCompression=True)
 
 
-def _finite(path: Path, array_CZYX: np.ndarray) -> np.ndarray:
-    """Which values are neither NaN nor infinite, bool (c, z, y, x), as the file says.
-
-    NIfTI's reference reader, through which SimpleITK reads, turns such values into 0 without a word, fills up a
-    file that is cut off with 0, and makes a slice of an axis without any; files in that format are therefore
-    read a second time here, through nibabel.
-    """
+def _check_finite(path: Path, array_CZYX: np.ndarray) -> None:
+    if array_CZYX.dtype.kind != "f":
+        return
+    if all(np.isfinite(slice_YX).all() for volume_ZYX in array_CZYX for slice_YX in volume_ZYX):
+        return
     finite = np.isfinite(array_CZYX)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        stored = _nifti_values(path)
-        if stored.dtype.kind == "f":
-            # The file's axes are x, y, z, channel.
-            finite &= np.isfinite(stored).T.reshape(array_CZYX.shape)
-    return finite
+    first = tuple(int(i) for i in np.argwhere(~finite)[0])
+    raise SuperCLError(
+        "The volume has values that are NaN or infinite.",
+        where=path,
+        expected="finite values",
+        found=f"{int((~finite).sum())} such voxels, the first at (c, z, y, x) = {first}",
+        next_step="Replace them by a background value and run again.",
+    )
 
 
-def _nifti_values(path: Path) -> np.ndarray:
-    """The values of a NIfTI file as they are stored, without slope and intercept, axes in the order of the file.
+@dataclass(frozen=True, kw_only=True)
+class _Nifti:
+    """The content of a NIfTI file."""
+
+    values: np.ndarray
+    """As stored, in native byte order; axes in the order of memory, so that x is the last."""
+    slope: float
+    intercept: float
+
+
+def _read_nifti(path: Path) -> _Nifti:
+    """Unpack a NIfTI file once, straight to where its values stay.
 
     Raises SuperCLError when the file is cut off, its gzip checksum is wrong or a dimension is zero.
     """
     import nibabel
+    from isal import igzip
+    from isal.igzip_lib import IsalError
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     try:
-        content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        version = nibabel.Nifti2Image if b"n+2\0" in content[:8] else nibabel.Nifti1Image
-        image = version.from_bytes(content)
-        if 0 in image.shape:
-            raise _empty(path, image.shape[::-1])
-        return np.asarray(image.dataobj.get_unscaled())
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        with ExitStack() as stack:
+            file: Any = stack.enter_context(path.open("rb"))
+            if file.peek(2).startswith(b"\x1f\x8b"):
+                unpacked = stack.enter_context(igzip.open(file))
+                file = stack.enter_context(io.BufferedReader(unpacked, _UNPACKED_AT_ONCE))
+            header = nibabel.Nifti1Header.from_fileobj(file)
+            shape, dtype = header.get_data_shape()[::-1], header.get_data_dtype()
+            if 0 in shape:
+                raise _empty(path, shape)
+            values = np.empty(shape, dtype)
+            file.seek(header.get_data_offset())
+            num_read = file.readinto(values.reshape(-1).view(np.uint8))
+            if num_read < values.nbytes:
+                raise EOFError(f"{num_read:,} bytes of voxels where the header asks for {values.nbytes:,}")
+            while file.read(_UNPACKED_AT_ONCE):
+                pass  # the checksum is behind the last byte
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        IsalError,  # type: ignore[misc]  # its stubs call the class an instance
+        ImageFileError,
+        HeaderDataError,
+    ) as error:
         raise SuperCLError(
             "The file is damaged.",
             where=path,
@@ -169,6 +191,55 @@ def _nifti_values(path: Path) -> np.ndarray:
             found=error,
             next_step="Copy or export it again.",
         ) from error
+    if not dtype.isnative:
+        values = values.byteswap(inplace=True).view(dtype.newbyteorder("="))
+    return _Nifti(values=values, slope=float(header["scl_slope"]), intercept=float(header["scl_inter"]))
+
+
+def _is_scalar(nifti: _Nifti, reader: Any) -> bool:
+    """Whether each stored number is one voxel of the image that SimpleITK makes of the file."""
+    return (
+        nifti.values.dtype.kind in "iuf"
+        and reader.GetNumberOfComponents() == 1
+        and reader.GetDimension() <= 4
+        and math.prod(reader.GetSize()) == nifti.values.size
+    )
+
+
+def _rescaled(nifti: _Nifti, reader: Any) -> np.ndarray:
+    """The values as (c, z, y, x), with the file's slope and intercept: what SimpleITK makes of them, bit by bit."""
+    size = [*reader.GetSize(), 1, 1][:4]
+    array = nifti.values.reshape(size[::-1])
+    slope = nifti.slope if math.isfinite(nifti.slope) and nifti.slope != 0 else 1.0
+    intercept = nifti.intercept if math.isfinite(nifti.intercept) else 0.0
+    tiny = float(np.finfo(np.float64).eps)
+    if abs(slope) <= tiny or (abs(slope - 1) <= tiny and abs(intercept) <= tiny):
+        return array
+    array = array.astype(np.float64 if array.dtype == np.float64 else np.float32, copy=False)
+    for channel in array:
+        for part in channel:
+            part[...] = part.astype(np.float64) * slope + intercept
+    return array
+
+
+def _channels_first(path: Path, image: Any) -> np.ndarray:
+    """The values of a SimpleITK image as (c, z, y, x)."""
+    array = _simpleitk().GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+    elif image.GetDimension() < 4:
+        array = array[None]
+    if image.GetDimension() == 2:
+        array = array[:, None]
+    if array.ndim != 4:
+        raise SuperCLError(
+            "The volume has more axes than channels, slices, rows and columns.",
+            where=path,
+            expected="2, 3 or 4 axes",
+            found=f"size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} components",
+            next_step="Split the file into one volume per time point.",
+        )
+    return array
 
 
 def _empty(path: Path, shape: tuple[int, ...]) -> SuperCLError:

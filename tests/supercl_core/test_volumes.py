@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -43,6 +44,96 @@ def test_values_come_back_in_every_format(
     np.testing.assert_array_equal(volume.array_CZYX, array[None])
     np.testing.assert_allclose(volume.geometry.spacing_mm, (0.8, 0.9, 3.0), rtol=1e-6)
     assert read_header(path).shape == (1, 2, 3, 4)
+
+
+def assert_read_as_simpleitk_reads(path: Path) -> None:
+    """Same values bit by bit, same type, same geometry."""
+    image = sitk.ReadImage(str(path))
+    volume = read_volume(path)
+    values = sitk.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        values = np.moveaxis(values, -1, 0)
+    assert volume.array_CZYX.dtype == values.dtype
+    assert volume.array_CZYX.ndim == 4
+    assert np.squeeze(volume.array_CZYX).tobytes() == np.squeeze(values).tobytes()
+    assert volume.array_CZYX.flags.writeable
+    used = min(image.GetDimension(), 3)
+    assert volume.geometry.spacing_mm[:used] == image.GetSpacing()[:used]
+    assert volume.geometry.origin_mm[:used] == image.GetOrigin()[:used]
+    direction = np.reshape(image.GetDirection(), [image.GetDimension()] * 2)[:used, :used]
+    np.testing.assert_array_equal(np.reshape(volume.geometry.direction, (3, 3))[:used, :used], direction)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize(
+    "scaling", [(1, 0), (0, 5), (2.5, 0), (-0.1, 1.7), (1, -1024), (1, 1e-30), (float("nan"), 3), (1e-20, 0)]
+)
+def test_nifti_values_are_those_of_simpleitk(
+    order: str, dtype: str, scaling: tuple[float, float], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    if dtype[0] == "f":
+        values = (random.normal(size=24) * 1000).astype(order + dtype)
+    else:
+        limits = np.iinfo(dtype)
+        values = random.integers(limits.min, limits.max, 24, dtype, endpoint=True).astype(order + dtype)
+    codes = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768}
+    codes |= {"i8": 1024, "u8": 1280}
+    header = bytearray(nifti_header(order, (4, 3, 2), code=codes[dtype], bits=values.itemsize * 8))
+    struct.pack_into(f"{order}2f", header, 112, *scaling)
+    (tmp_path / "scan.nii").write_bytes(bytes(header) + values.tobytes())
+    assert_read_as_simpleitk_reads(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 3, 1), (5, 4, 1, 3), (5, 4, 3, 2), (1, 1, 1)]
+)
+@pytest.mark.parametrize(("qform", "sform"), [(0, 0), (1, 0), (0, 2), (1, 1)])
+def test_nifti_shapes_and_geometries_are_those_of_simpleitk(
+    shape: tuple[int, ...], qform: int, sform: int, tmp_path: Path
+) -> None:
+    affine = np.array([[0, -0.75, 0, 10], [-0.5, 0, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1.0]])
+    values = np.random.default_rng(0).integers(-999, 999, shape).astype(np.int16)
+    image = nibabel.Nifti1Image(values, affine)
+    image.set_qform(affine, qform)
+    image.set_sform(affine, sform)
+    nibabel.save(image, tmp_path / "scan.nii.gz")
+    assert_read_as_simpleitk_reads(tmp_path / "scan.nii.gz")
+
+
+def test_colours_and_vectors_of_nifti_are_channels(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, pixel_type in (("colour", sitk.sitkVectorUInt8), ("vector", sitk.sitkVectorFloat32)):
+        values = (random.normal(size=(4, 5, 6, 3)) * 50 + 100).clip(0, 255)
+        image = sitk.Cast(sitk.GetImageFromArray(values, isVector=True), pixel_type)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+        assert_read_as_simpleitk_reads(tmp_path / f"{name}.nii.gz")
+        assert read_volume(tmp_path / f"{name}.nii.gz").array_CZYX.shape == (3, 4, 5, 6)
+
+
+def test_nan_of_a_vector_in_nifti_is_located(tmp_path: Path) -> None:
+    values = np.zeros((4, 5, 6, 3), np.float32)
+    values[3, 2, 1, 2] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(tmp_path / "vector.nii"))
+    with pytest.raises(SuperCLError, match=r"first at \(c, z, y, x\) = \(2, 3, 2, 1\)"):
+        read_volume(tmp_path / "vector.nii")
+
+
+def test_nifti_packed_in_several_gzip_members_is_read_to_its_end(tmp_path: Path) -> None:
+    """As bgzip and parallel compressors write it."""
+    values = np.arange(24, dtype=np.int16)
+    content = nifti_header("<", (4, 3, 2), code=4, bits=16) + values.tobytes()
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"".join(gzip.compress(content[start : start + 100]) for start in range(0, 400, 100)))
+    np.testing.assert_array_equal(read_volume(path).array_CZYX.ravel(), values)
+
+
+def test_a_header_that_asks_for_more_voxels_than_there_are_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scan.nii").write_bytes(nifti_header("<", (400, 30, 20), code=4, bits=16) + bytes(48))
+    with pytest.raises(SuperCLError, match="damaged") as caught:
+        read_volume(tmp_path / "scan.nii")
+    assert "48 bytes of voxels where the header asks for 480,000" in str(caught.value)
 
 
 def test_channels_are_the_fourth_axis_or_components(
