@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.cases import CaseRow
-from supercl_core.errors import SuperCLError
 from supercl_core.files import wip_path
 from supercl_core.schema import ASP_GRID
 
@@ -102,23 +105,104 @@ def test_undeclared_dtype_or_axes_are_a_programming_error(path: Path, name: str,
     assert cache_writer.committed_case(path, "one") is None
 
 
-def test_shards_in_another_order_are_refused_before_the_case_is_committed(
+def assert_as_zarr_writes(folder: Path, array: np.ndarray, written_by_zarr: Path) -> None:
+    """Files of one array: the same ones, with the same bytes, as Zarr makes of the same metadata."""
+    theirs = zarr.open_array(folder, mode="r")
+    stored = zarr.create_array(
+        written_by_zarr,
+        shape=theirs.shape,
+        dtype=theirs.dtype,
+        chunks=theirs.chunks,
+        shards=theirs.shards,
+        serializer=theirs.serializer,
+        compressors=theirs.compressors,
+        fill_value=theirs.fill_value,
+        dimension_names=theirs.metadata.dimension_names,  # type: ignore[union-attr]
+        config={"write_empty_chunks": True},
+    )
+    stored[...] = array
+    files = [
+        sorted(f.relative_to(top) for f in top.rglob("*") if f.is_file()) for top in (folder, written_by_zarr)
+    ]
+    assert files[0] == files[1]
+    for file in files[0]:
+        assert (folder / file).read_bytes() == (written_by_zarr / file).read_bytes(), file
+
+
+@given(
+    image=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    dtype=st.sampled_from(["int16", "uint16", "float32"]),
+    ids=st.sampled_from(["uint8", "uint16"]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=15, deadline=None)
+def test_files_of_a_case_are_those_that_zarr_writes(
+    tmp_path_factory: pytest.TempPathFactory, image: tuple[int, ...], dtype: str, ids: str, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    random = np.random.default_rng(seed)
+    content = {
+        "image": random.integers(0, 99, image).astype(dtype),
+        "superpixels": random.integers(0, 99, image[1:]).astype(ids),
+        "asp": random.random((image[1], ASP_GRID, ASP_GRID)).astype(np.float16),
+        "ground_truth": np.zeros(image[1:], np.uint8),  # all fill value: Zarr would leave such chunks out
+    }
+    cache_writer.write_case(folder / "cache.zarr", ROW, content, attributes={})
+    case = folder / "cache.zarr" / "cases" / "one"
+    names = {"image": "image", "asp": "asp"} | {
+        name: f"labels/{name}/0" for name in ("superpixels", "ground_truth")
+    }
+    for name, array in content.items():
+        np.testing.assert_array_equal(zarr.open_array(case / names[name], mode="r")[...], array)
+        assert_as_zarr_writes(case / names[name], array, folder / name)
+
+
+def test_a_view_in_another_order_is_written_as_its_copy_is(path: Path) -> None:
+    """Channels that were the last axis of the file, and big-endian values."""
+    image = np.random.default_rng(0).integers(-999, 999, (2, 3, 4, 1)).astype(">i2")
+    cache_writer.write_case(path, ROW, {**arrays(), "image": np.moveaxis(image, -1, 0)}, attributes={})
+    stored: Any = zarr.open_array(path / "cases/one/image", mode="r")
+    np.testing.assert_array_equal(stored[...], np.moveaxis(image, -1, 0))
+
+
+def test_groups_of_a_case_are_those_that_zarr_writes(path: Path, tmp_path: Path) -> None:
+    cache_writer.write_case(path, ROW, arrays(), attributes={"largest_error": 0.5})
+    case: Any = zarr.open_group(path / "cases/one", mode="r")
+    for name in ("", "labels", "labels/superpixels"):
+        ours = case[name] if name else case
+        zarr.create_group(tmp_path / "theirs", attributes=dict(ours.attrs), overwrite=True)
+        written = (path / "cases/one" / name / "zarr.json").read_text()
+        assert written == (tmp_path / "theirs" / "zarr.json").read_text()
+    assert case.attrs["supercl"] == json.loads(json.dumps({"largest_error": 0.5, "row": ROW.as_dict()}))
+    assert sorted(case["labels"].group_keys()) == ["superpixels"]
+
+
+def test_large_shards_are_on_the_disk_before_their_case_is_committed(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check = cache_writer._check_offsets
+    synced = []
 
-    def swapped(file: Path, slice_bytes: int) -> None:
-        content = file.read_bytes()
-        index = len(content) - 4 - 2 * 16
-        file.write_bytes(
-            content[:index] + content[index + 16 : index + 32] + content[index : index + 16] + content[-4:]
-        )
-        check(file, slice_bytes)
+    def fsync(descriptor: int) -> None:
+        assert not (path / "cases/one").exists()
+        synced.append(os.fstat(descriptor).st_size)
 
-    monkeypatch.setattr(cache_writer, "_check_offsets", swapped)
-    with pytest.raises(SuperCLError, match="another order"):
-        cache_writer.write_case(path, ROW, arrays(), attributes={})
-    assert cache_writer.committed_case(path, "one") is None
+    monkeypatch.setattr(os, "fsync", fsync)
+    large = np.random.default_rng(0).integers(0, 9, (1, 2, 1024, 512)).astype(np.int16)
+    cache_writer.write_case(path, ROW, {**arrays(), "image": large}, attributes={})
+    assert synced == [large.nbytes + 2 * (4 + 16) + 4]  # whole, and the small ones are left to the system
+    stored: Any = zarr.open_array(path / "cases/one/image", mode="r")
+    np.testing.assert_array_equal(stored[...], large)
+
+
+def test_a_flipped_bit_is_found_by_zarr(path: Path) -> None:
+    cache_writer.write_case(path, ROW, arrays(), attributes={})
+    file = path / "cases/one/image/c/0/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+    stored: Any = zarr.open_array(path / "cases/one/image", mode="r")
+    with pytest.raises(ValueError, match="checksum"):
+        stored[...]
 
 
 def test_tables_and_labels_are_replaced_as_a_whole(path: Path) -> None:
