@@ -1,6 +1,11 @@
 """From a volume in memory to the arrays of its case: pure functions, no files, no processes.
 
 Called by `preprocess.runner` inside a worker. Axes: C channel, Z slice, Y row, X column, G cell of the ASP grid.
+
+Memory. A volume of a type that the cache stores (int16, float32; labels of uint8) is unpacked once, to where it
+stays, and written from there, so that a case takes the bytes of its arrays as stored and, beside them, a few
+slices. A worker with two cases in flight therefore stays below 3 x the largest case + 500 MB, where the size of a
+case is that of its arrays as stored. A volume of another type takes its own size in addition until it is converted.
 """
 
 from __future__ import annotations
@@ -10,27 +15,31 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-from skimage.segmentation import slic
 
 from preprocess.kernels.asp import superpixel_means
-from preprocess.kernels.connectivity import connected_superpixels
+from preprocess.kernels.statistics import channel_statistics, percentiles
+from preprocess.superpixels import MAX_SUPERPIXELS, Method, slic_superpixels
 from supercl_core import intensity
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.schema import ASP_GRID
+from supercl_core.schema import ASP_GRID, STATISTICS
 from supercl_core.volumes import Volume, orientation
 
-MAX_SUPERPIXELS: Final = 32_767
-"""Ids of a slice fit a signed 16-bit integer with -1 left for padding, which is what training gathers them as."""
+QUANTISED_PERCENTILES: Final = (0.01, 99.99)
+"""Window that `image_dtype = int16` spreads over 16 bits, in percent of all voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """Settings that decide what is in a cache."""
 
+    slic: Method = "fast"
+    """`exact` gives the labels of the published call, `skimage` makes that call, `fast` are others as good."""
     n_segments: int = 100
     """Superpixels that SLIC aims at in a slice (published: 100)."""
     compactness: float = 10.0
     """SLIC's weight of distance against lightness (0..100); published: 10."""
+    foreground_above: float | None = None
+    """Pixels of at most this value in every channel are background, whose pieces are one superpixel each."""
     image_dtype: Literal["source", "int16"] = "source"
     """`int16` quantises volumes that are not integers; halves their size, loses precision."""
     spacing: Literal["file", "unknown"] = "file"
@@ -51,6 +60,20 @@ class PreprocessConfig:
                 found=self.compactness,
                 next_step="The published setting is 10.",
             )
+        if self.foreground_above is not None and not math.isfinite(self.foreground_above):
+            raise UsageError(
+                "foreground_above is out of range.",
+                expected="a finite intensity",
+                found=self.foreground_above,
+                next_step="Leave it out to segment whole slices.",
+            )
+        if self.foreground_above is not None and self.slic == "exact":
+            raise UsageError(
+                "slic = exact takes no foreground.",
+                expected="foreground_above together with slic = fast or skimage",
+                found=f"foreground_above = {self.foreground_above}",
+                next_step="Leave foreground_above out, or choose another slic.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,48 +90,42 @@ def process_case(
 ) -> CaseArrays:
     """Superpixels, ASP maps, statistics and storage form of one case.
 
-    Raises SuperCLError when image and label differ in shape, when a label is no declared class, or when the
-    number of channels is not the data set's.
+    The arrays returned share memory with the volumes where they are the same. Raises SuperCLError when image and
+    label differ in shape, when a label is no declared class, when the number of channels is not the data set's, when
+    no voxel is foreground, or when a slice falls into more superpixels than there are ids.
     """
-    volume_CZYX = image.array_CZYX
-    if volume_CZYX.shape[0] != num_channels:
+    shape = image.array_CZYX.shape
+    if shape[0] != num_channels:
         raise SuperCLError(
             "The volume has another number of channels than the data set.",
             expected=num_channels,
-            found=f"{volume_CZYX.shape[0]} in shape (c, z, y, x) = {volume_CZYX.shape}",
+            found=f"{shape[0]} in shape (c, z, y, x) = {shape}",
             next_step="Preprocess volumes of different kinds into caches of their own.",
         )
-    stored = intensity.to_stored(volume_CZYX, quantise=config.image_dtype == "int16")
-    superpixels, asp_maps = [], []
-    for slice_CYX in volume_CZYX.swapaxes(0, 1):
-        scaled_CYX = intensity.rescale_slice(slice_CYX)
-        superpixels_YX = slic_superpixels(scaled_CYX, config)
-        superpixels.append(superpixels_YX)
-        asp_maps.append(asp_on_grid(scaled_CYX.mean(axis=0), superpixels_YX))
-    superpixels_ZYX = np.stack(superpixels)
-    num_superpixels = int(superpixels_ZYX.max()) + 1
-    superpixels_dtype = np.uint8 if num_superpixels <= 256 else np.uint16
-    arrays = {
-        "image": stored.array_CZYX,
-        "superpixels": superpixels_ZYX.astype(superpixels_dtype),
-        "asp": np.stack(asp_maps).astype(np.float16),
-    }
+    arrays = {}
     if label is not None:
-        arrays["ground_truth"] = _checked_ground_truth(label, volume_CZYX.shape[1:], num_classes)
-    geometry = image.geometry
-    spacing_mm = geometry.spacing_mm[::-1] if config.spacing == "file" else None
+        arrays["ground_truth"] = _checked_ground_truth(label, shape[1:], num_classes)
+    geometry, stored = image.geometry, intensity.to_stored(image.array_CZYX)
+    del image, label  # a volume that was converted is not needed any more
+    statistics = _statistics(stored)
+    superpixels_ZYX, asp_ZGG = _superpixels_and_asp(stored, config)
+    if config.image_dtype == "int16" and stored.array_CZYX.dtype.kind == "f":
+        low, high = percentiles(stored.array_CZYX, QUANTISED_PERCENTILES)
+        if low == high:
+            low, high = float(stored.array_CZYX.min()), float(stored.array_CZYX.max())
+        stored = intensity.quantised(stored, (low, high))
     return CaseArrays(
-        arrays=arrays,
+        arrays={"image": stored.array_CZYX, "superpixels": superpixels_ZYX, "asp": asp_ZGG, **arrays},
         row={
-            "shape": volume_CZYX.shape,
+            "shape": shape,
             "image_dtype": stored.array_CZYX.dtype.name,
-            "superpixels_dtype": np.dtype(superpixels_dtype).name,
-            "num_superpixels": num_superpixels,
-            "has_ground_truth": label is not None,
-            "spacing_mm": spacing_mm,
+            "superpixels_dtype": superpixels_ZYX.dtype.name,
+            "num_superpixels": int(superpixels_ZYX.max()) + 1,
+            "has_ground_truth": "ground_truth" in arrays,
+            "spacing_mm": geometry.spacing_mm[::-1] if config.spacing == "file" else None,
             "image_scale": stored.scale,
             "image_offset": stored.offset,
-            "statistics": intensity.statistics(volume_CZYX),
+            "statistics": statistics,
         },
         attributes={
             "geometry": {
@@ -123,42 +140,61 @@ def process_case(
     )
 
 
-def slic_superpixels(scaled_CYX: np.ndarray, config: PreprocessConfig) -> np.ndarray:
-    """SLIC superpixels of one slice rescaled to 0..1, float64 (c, y, x).
+def asp_on_grid(slice_CYX: np.ndarray, superpixels_YX: np.ndarray) -> np.ndarray:
+    """The ASP map of a slice, read at the centres of a g x g grid: float64 (g, g), 0..1.
 
-    Returns int32 (y, x): ids contiguous from 0, each a 4-connected component. One channel is segmented by its
-    lightness L*, which gives the labels of the published call (scikit-image on the slice stacked to RGB, L* in
-    0..100); several channels by their rescaled values, at the same scale of compactness (METHOD; DESIGN).
-
-    Raises SuperCLError when there are more superpixels than ids.
+    Each channel of `slice_CYX` (integers or floats) counts rescaled from its own minimum and maximum, and the map
+    is the mean over channels; a constant channel counts as 0. `superpixels_YX`: uint8 or uint16 (y, x).
     """
-    compactness = config.compactness / 100
-    features_CYX = intensity.lightness(scaled_CYX) / 100 if len(scaled_CYX) == 1 else scaled_CYX
-    labels_YX = slic(
-        features_CYX,
-        n_segments=config.n_segments,
-        compactness=compactness,
-        channel_axis=0,
-        start_label=0,
-    )
-    superpixels_YX = connected_superpixels(labels_YX)
-    if superpixels_YX.max() >= MAX_SUPERPIXELS:
-        raise SuperCLError(
-            "A slice fell into too many superpixels.",
-            expected=f"at most {MAX_SUPERPIXELS}",
-            found=int(superpixels_YX.max()) + 1,
-            next_step="Ask for fewer with --set n_segments=100.",
-        )
-    return superpixels_YX
-
-
-def asp_on_grid(values_YX: np.ndarray, superpixels_YX: np.ndarray) -> np.ndarray:
-    """The ASP map of `values_YX`, float64 (y, x), read at the centres of a g x g grid: float32 (g, g)."""
-    means = superpixel_means(values_YX, superpixels_YX, int(superpixels_YX.max()) + 1)
-    height, width = values_YX.shape
+    num_superpixels = int(superpixels_YX.max()) + 1
+    means = np.zeros(num_superpixels)
+    for channel_YX in slice_CYX:
+        low, high = float(channel_YX.min()), float(channel_YX.max())
+        if high > low:  # rescaling the means is rescaling the pixels, on a thousandth of the numbers
+            means += (superpixel_means(channel_YX, superpixels_YX, num_superpixels) - low) / (high - low)
+    height, width = superpixels_YX.shape
     centres = (np.arange(ASP_GRID) + 0.5) / ASP_GRID
     rows, columns = (centres * height).astype(int), (centres * width).astype(int)
-    return means[superpixels_YX[np.ix_(rows, columns)]]
+    return (means / len(slice_CYX))[superpixels_YX[np.ix_(rows, columns)]]
+
+
+def _superpixels_and_asp(
+    image: intensity.StoredImage, config: PreprocessConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Superpixels, uint8 or uint16 (z, y, x), and ASP maps, float16 (z, g, g), of every slice."""
+    above = None if config.foreground_above is None else config.foreground_above - image.offset
+    if above is not None and image.array_CZYX.max() <= above:
+        raise SuperCLError(
+            "The volume has no foreground.",
+            expected=f"a voxel above foreground_above = {config.foreground_above:g}",
+            found=f"{float(image.array_CZYX.max()) + image.offset:g} at most",
+            next_step="Lower foreground_above, or leave the volume out.",
+        )
+    superpixels_ZYX = np.empty(image.array_CZYX.shape[1:], np.uint8)
+    asp_ZGG = np.empty((len(superpixels_ZYX), ASP_GRID, ASP_GRID), np.float16)
+    for z in range(len(superpixels_ZYX)):
+        slice_CYX = image.array_CZYX[:, z]
+        superpixels_YX = slic_superpixels(
+            slice_CYX,
+            method=config.slic,
+            n_segments=config.n_segments,
+            compactness=config.compactness,
+            mask_YX=None if above is None else np.any(slice_CYX > above, axis=0),
+        )
+        if superpixels_YX.max() > np.iinfo(superpixels_ZYX.dtype).max:
+            superpixels_ZYX = superpixels_ZYX.astype(np.uint16)
+        superpixels_ZYX[z] = superpixels_YX
+        asp_ZGG[z] = asp_on_grid(slice_CYX, superpixels_ZYX[z])
+    return superpixels_ZYX, asp_ZGG
+
+
+def _statistics(image: intensity.StoredImage) -> tuple[tuple[float, ...], ...]:
+    """Statistics of every channel, in the source's unit and in the order of `schema.STATISTICS`."""
+    offsets = [0.0 if name == "std" else image.offset for name in STATISTICS]
+    return tuple(
+        tuple(value + offset for value, offset in zip(channel_statistics(channel), offsets, strict=True))
+        for channel in image.array_CZYX
+    )
 
 
 def _checked_ground_truth(label: Volume, shape_ZYX: tuple[int, ...], num_classes: int) -> np.ndarray:
@@ -170,13 +206,14 @@ def _checked_ground_truth(label: Volume, shape_ZYX: tuple[int, ...], num_classes
             found=label.array_CZYX.shape[1:] if len(label.array_CZYX) == 1 else label.array_CZYX.shape,
             next_step="Resample the label map to the grid of the image.",
         )
-    classes = np.unique(label_ZYX)
-    unknown = [value.item() for value in classes if value not in range(num_classes)]
-    if unknown:
-        raise SuperCLError(
-            "The label map has values that are no declared class.",
-            expected=f"integers from 0 to {num_classes - 1}",
-            found=unknown[:5],
-            next_step="Declare the classes in dataset.json, or mend the label map.",
-        )
-    return label_ZYX.astype(np.uint8)
+    if label_ZYX.min() >= 0 and label_ZYX.max() < num_classes:
+        classes_ZYX = label_ZYX.astype(np.uint8, copy=False)
+        if classes_ZYX.dtype == label_ZYX.dtype or np.array_equal(classes_ZYX, label_ZYX):
+            return classes_ZYX
+    unknown = [value.item() for value in np.unique(label_ZYX) if value not in range(num_classes)]
+    raise SuperCLError(
+        "The label map has values that are no declared class.",
+        expected=f"integers from 0 to {num_classes - 1}",
+        found=unknown[:5],
+        next_step="Declare the classes in dataset.json, or mend the label map.",
+    )

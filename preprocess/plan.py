@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from supercl_core.cache_writer import committed_case
 from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.sources import CaseSource, DataSource
-from supercl_core.volumes import read_header
+from supercl_core.volumes import Header, read_header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Plan:
     """Root attributes of the cache."""
     todo: tuple[CaseSource, ...]
     """Cases to compute, largest first, so that no worker is left alone with a large one at the end."""
+    headers: Mapping[str, Header]
+    """Of the images of these cases, by case id."""
     kept: tuple[CaseRow, ...]
     """Cases that the cache holds already."""
     failed: tuple[CaseRow, ...]
@@ -69,16 +72,15 @@ def make_plan(source: DataSource, cache_path: Path, config: PreprocessConfig) ->
             todo.append(case)
         else:
             kept.append(row)
-    sizes: dict[str, int] = {}
-    channels: Counter[int] = Counter()
+    headers: dict[str, Header] = {}
     failed = []
     with ThreadPoolExecutor(8) as pool:
         for case, outcome in zip(todo, pool.map(_header_or_error, todo), strict=True):
             if isinstance(outcome, SuperCLError):
                 failed.append(failed_row(case, outcome))
             else:
-                sizes[case.id] = math.prod(outcome)
-                channels[outcome[0]] += 1
+                headers[case.id] = outcome
+    channels = Counter(header.shape[0] for header in headers.values())
     attributes = stored or {
         "name": source.name,
         "channel_names": list(source.channel_names or _channel_names(channels)),
@@ -99,10 +101,11 @@ def make_plan(source: DataSource, cache_path: Path, config: PreprocessConfig) ->
         )
     vanished = tuple(case_id for case_id in committed if case_id not in ids)
     kept += [row for row in map(_committed_row, [cache_path] * len(vanished), vanished) if row is not None]
-    readable = [case for case in todo if case.id in sizes]
+    readable = [case for case in todo if case.id in headers]
     return Plan(
         attributes=attributes,
-        todo=tuple(sorted(readable, key=lambda case: (-sizes[case.id], case.id))),
+        todo=tuple(sorted(readable, key=lambda case: (-math.prod(headers[case.id].shape), case.id))),
+        headers=headers,
         kept=tuple(kept),
         failed=tuple(failed),
         vanished=vanished,
@@ -172,11 +175,11 @@ def _committed_ids(cache_path: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/zarr.json"))
 
 
-def _header_or_error(case: CaseSource) -> tuple[int, int, int, int] | SuperCLError:
+def _header_or_error(case: CaseSource) -> Header | SuperCLError:
     try:
         for path in case.paths[1:]:
             read_header(path)
-        return read_header(case.image_path).shape
+        return read_header(case.image_path)
     except SuperCLError as error:
         return error
 

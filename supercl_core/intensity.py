@@ -1,22 +1,16 @@
-"""Intensities: storage type, statistics, and the windows that other parts look through. NumPy only.
+"""Intensities: how the cache stores them, and the window that superpixels look through. NumPy only.
 
 Called by preprocessing (per volume and slice). Training normalises on its own device, from the statistics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from supercl_core.errors import SuperCLError
-
-PERCENTILES: Final = (0.5, 99.5)
-"""Window of the training's normalisation, in percent of the voxels of a channel."""
-
-QUANTISED_PERCENTILES: Final = (0.01, 99.99)
-"""Window that `--image-dtype int16` spreads over 16 bits, in percent of all voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,33 +19,33 @@ class StoredImage:
 
     array_CZYX: np.ndarray
     """int16, uint16 or float32 (c, z, y, x)."""
-    scale: float
-    offset: float
-    largest_error: float
+    scale: float = 1.0
+    offset: float = 0.0
+    largest_error: float = 0.0
     """Largest absolute difference to the source's value, in the source's unit."""
-    num_clipped: int
+    num_clipped: int = 0
     """Voxels outside the window of a quantised image; 0 for every other."""
 
 
-def to_stored(array_CZYX: np.ndarray, *, quantise: bool) -> StoredImage:
-    """Choose how to store a volume: 16-bit integers where these are exact, else float32.
+def to_stored(array_CZYX: np.ndarray) -> StoredImage:
+    """Store a volume without loss where it can be: 16-bit integers where these are exact, else float32.
 
-    `array_CZYX`: any real dtype, finite. With `quantise`, non-integers go to int16 between the 0.01 and 99.99
-    percentiles instead, which is lossy; the error and the number of clipped voxels are returned.
-
-    Raises SuperCLError for values that float32 cannot hold.
+    `array_CZYX`: any real dtype, finite. int16 and float32 arrays that stay as they are share their memory with
+    the result. Raises SuperCLError for values that float32 cannot hold.
     """
     low, high = float(array_CZYX.min()), float(array_CZYX.max())
-    whole = array_CZYX.dtype.kind in "iub" or bool((array_CZYX == np.rint(array_CZYX)).all())
+    whole = array_CZYX.dtype.kind in "iub" or all(
+        np.array_equal(part, np.rint(part)) for part in _slices(array_CZYX)
+    )
     if whole and low >= -32768 and high <= 32767:
-        return StoredImage(
-            array_CZYX=array_CZYX.astype(np.int16), scale=1.0, offset=0.0, largest_error=0.0, num_clipped=0
-        )
+        if array_CZYX.dtype == np.uint16:
+            return StoredImage(array_CZYX=array_CZYX.view(np.int16))
+        return StoredImage(array_CZYX=array_CZYX.astype(np.int16, copy=False))
     if whole and high - low <= 65535 and max(abs(low), abs(high)) < 2**52:
-        stored = (array_CZYX.astype(np.float64) - low).astype(np.uint16)
-        return StoredImage(array_CZYX=stored, scale=1.0, offset=low, largest_error=0.0, num_clipped=0)
-    if quantise:
-        return _quantised(array_CZYX)
+        stored = np.empty(array_CZYX.shape, np.uint16)
+        for part, stored_part in zip(_slices(array_CZYX), _slices(stored), strict=True):
+            stored_part[...] = part.astype(np.float64) - low
+        return StoredImage(array_CZYX=stored, offset=low)
     largest = float(np.finfo(np.float32).max)
     if max(abs(low), abs(high)) > largest:
         raise SuperCLError(
@@ -60,42 +54,41 @@ def to_stored(array_CZYX: np.ndarray, *, quantise: bool) -> StoredImage:
             found=f"{low:.3g} to {high:.3g}",
             next_step="Rescale the volume, or check how it was exported.",
         )
-    stored = array_CZYX.astype(np.float32)
+    stored = array_CZYX.astype(np.float32, copy=False)
     error = 0.0
-    if array_CZYX.dtype != np.float32:
-        error = float(np.abs(stored.astype(np.float64) - array_CZYX).max())
-    return StoredImage(array_CZYX=stored, scale=1.0, offset=0.0, largest_error=error, num_clipped=0)
+    if stored is not array_CZYX:
+        pairs = zip(_slices(array_CZYX), _slices(stored), strict=True)
+        error = max(float(np.abs(stored_part.astype(np.float64) - part).max()) for part, stored_part in pairs)
+    return StoredImage(array_CZYX=stored, largest_error=error)
 
 
-def _quantised(array_CZYX: np.ndarray) -> StoredImage:
-    values = array_CZYX.astype(np.float64)
-    low, high = np.percentile(values, QUANTISED_PERCENTILES)
-    if high <= low:
-        low, high = float(values.min()), float(values.max())
-    scale = (high - low) / 65535
+def quantised(image: StoredImage, window: tuple[float, float]) -> StoredImage:
+    """A float32 image on the 65,536 steps of int16 between the two values of `window`; what lies outside is clipped.
+
+    `window` is in the unit of the image, its second value not below the first.
+    """
+    low, high = window
+    scale = (high - low) / 65535 or 1.0
     offset = low + 32768 * scale
-    stored = np.clip(np.rint((values - offset) / scale), -32768, 32767).astype(np.int16)
-    clipped = int(((values < low) | (values > high)).sum())
-    error = float(np.abs(stored * scale + offset - values).max())
+    stored = np.empty(image.array_CZYX.shape, np.int16)
+    error, num_clipped = 0.0, 0
+    for part, stored_part in zip(_slices(image.array_CZYX), _slices(stored), strict=True):
+        values = part.astype(np.float64)
+        stored_part[...] = np.clip(np.rint((values - offset) / scale), -32768, 32767)
+        num_clipped += int(((values < low) | (values > high)).sum())
+        error = max(error, float(np.abs(stored_part * scale + offset - values).max()))
     return StoredImage(
-        array_CZYX=stored, scale=scale, offset=offset, largest_error=error, num_clipped=clipped
+        array_CZYX=stored,
+        scale=scale,
+        offset=offset,
+        largest_error=image.largest_error + error,
+        num_clipped=num_clipped,
     )
 
 
-def statistics(array_CZYX: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    """Statistics of every channel of a volume, in the order of `schema.STATISTICS`.
-
-    Mean and standard deviation are taken after clipping to the 0.5 and 99.5 percentiles; a constant channel has
-    a standard deviation of 0.
-    """
-    rows = []
-    for channel in array_CZYX:
-        values = channel.astype(np.float32).ravel()
-        low, high = np.percentile(values, PERCENTILES)
-        clipped = np.clip(values, low, high)
-        mean, std = clipped.mean(dtype=np.float64), clipped.std(dtype=np.float64)
-        rows.append(tuple(float(v) for v in (values.min(), low, high, values.max(), mean, std)))
-    return tuple(rows)
+def _slices(array_CZYX: np.ndarray) -> Iterator[np.ndarray]:
+    """All slices of a volume: copies of one are small, and stay in the processor's cache."""
+    return (slice_YX for volume_ZYX in array_CZYX for slice_YX in volume_ZYX)
 
 
 def rescale_slice(slice_CYX: np.ndarray) -> np.ndarray:

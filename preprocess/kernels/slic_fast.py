@@ -60,7 +60,6 @@ B0, B1, B2, B3, B4, B5 = (
 )
 
 
-@kernel
 def fast_slic(
     slice_CYX: np.ndarray, mask_YX: np.ndarray, n_segments: int, compactness: float
 ) -> tuple[np.ndarray, int]:
@@ -76,14 +75,27 @@ def fast_slic(
     the background is a superpixel too. A count above 65,535 means that the ids did not fit.
     """
     num_channels, height, width = slice_CYX.shape
-    masked = mask_YX.size > 0
-    area = mask_YX.sum() if masked else height * width
+    area = int(mask_YX.sum()) if mask_YX.size > 0 else height * width
     side = max(math.sqrt(area / n_segments), math.sqrt(height * width / MAX_SEEDS))
+    features_CYX = np.empty((num_channels, height, width), np.float32)
+    _features(slice_CYX, side / compactness, features_CYX)
+    superpixels_YX, count = _segment(features_CYX, mask_YX, side, int(0.5 * area / n_segments))
+    return superpixels_YX, count
+
+
+@kernel
+def _segment(
+    features_CYX: np.ndarray, mask_YX: np.ndarray, side: float, smallest_pixels: int
+) -> tuple[np.ndarray, int]:
+    """Superpixels with sides of about `side` pixels; features count like distances in pixels, and may be changed.
+
+    Apart from `_features`, so that only that is compiled for every dtype.
+    """
+    num_channels, height, width = features_CYX.shape
+    masked = mask_YX.size > 0
     factor = 1
     while factor < MAX_FACTOR and 2 * factor * BLOCKS_PER_SUPERPIXEL <= side:
         factor *= 2
-    features_CYX = np.empty((num_channels, height, width), np.float32)
-    _features(slice_CYX, side / compactness, features_CYX)
     if masked:
         _clear_background(features_CYX, mask_YX)
 
@@ -102,7 +114,6 @@ def fast_slic(
     flat = blocks_YX.ravel()
     for place in range(len(order)):
         flat[order[place]] = owners_N[place] if sums_NV[place, 0] > 0 else BACKGROUND
-    smallest_pixels = int(0.5 * area / n_segments)
     count = connect_regions(blocks_YX, means_CYX, centres_VK[2:], smallest_pixels // factor**2)
     if factor == 1:
         return blocks_YX, count

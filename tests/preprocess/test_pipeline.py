@@ -1,9 +1,10 @@
-"""Superpixels against scikit-image's published call, their invariants, ASP maps, and what a case refuses."""
+"""Cases against plain twins: what is stored, ASP maps and statistics, memory, and what is refused."""
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,11 @@ import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import ndimage
-from skimage.segmentation import slic
 
 from preprocess import pipeline
 from preprocess.pipeline import PreprocessConfig, asp_on_grid, process_case, slic_superpixels
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.intensity import rescale_slice, statistics
-from supercl_core.sources import discover
-from supercl_core.volumes import Geometry, Volume, read_volume
+from supercl_core.volumes import Geometry, Volume
 
 CONFIG = PreprocessConfig()
 GEOMETRY = Geometry(
@@ -27,134 +24,42 @@ GEOMETRY = Geometry(
 )
 
 
-def superpixels_of(slice_YX: np.ndarray, config: PreprocessConfig = CONFIG) -> np.ndarray:
-    return slic_superpixels(rescale_slice(slice_YX[None]), config)
-
-
-def published_superpixels(slice_YX: np.ndarray) -> np.ndarray:
-    """The call of the released code: the grey slice stacked to RGB."""
-    return slic(np.stack([slice_YX.astype(np.float64)] * 3, -1), n_segments=100, compactness=10)
-
-
-def assert_same_partition(first: np.ndarray, second: np.ndarray) -> None:
-    """Equal after matching ids."""
-    num_pairs = len(set(zip(first.flat, second.flat, strict=True)))
-    assert num_pairs == len(np.unique(first)) == len(np.unique(second))
-
-
-def assert_invariants(superpixels: np.ndarray) -> None:
-    """Ids contiguous from 0, each one a 4-connected component."""
-    ids = np.unique(superpixels)
-    np.testing.assert_array_equal(ids, np.arange(len(ids)))
-    for superpixel in ids:
-        assert ndimage.label(superpixels == superpixel)[1] == 1
-
-
-# ---- against scikit-image
-
-
-@pytest.mark.parametrize(
-    ("shape", "low", "high"),
-    [((96, 80), 0, 1), ((64, 64), -1000, 3000), ((50, 33), 0.25, 0.5), ((128, 40), 20, 255)],
-)
-def test_superpixels_equal_the_published_call(
-    shape: tuple[int, int], low: float, high: float, texture: Callable[..., np.ndarray]
-) -> None:
-    slice_YX = (low + texture(shape, 4) * (high - low)).astype(np.float32)
-    assert_same_partition(superpixels_of(slice_YX), published_superpixels(slice_YX))
-
-
-def test_other_settings_reach_scikit_image(texture: Callable[..., np.ndarray]) -> None:
-    slice_YX = texture((60, 60), 8).astype(np.float32)
-    ours = superpixels_of(slice_YX, PreprocessConfig(n_segments=30, compactness=3.0))
-    theirs = slic(np.stack([slice_YX.astype(np.float64)] * 3, -1), n_segments=30, compactness=3.0)
-    assert_same_partition(ours, theirs)
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(("data_set", "num_cases"), [("Task04_Hippocampus", 5), ("ACDC", 3)])
-def test_superpixels_of_real_slices_equal_the_published_call(
-    data_set: str, num_cases: int, real_data: Path
-) -> None:
-    cases = discover(real_data / data_set).cases
-    for case in cases[:: len(cases) // num_cases][:num_cases]:
-        volume_ZYX = read_volume(case.image_path).array_CZYX[0]
-        for slice_YX in volume_ZYX[:: max(1, len(volume_ZYX) // 3)]:
-            ours = superpixels_of(slice_YX)
-            assert_invariants(ours)
-            assert_same_partition(ours, published_superpixels(slice_YX))
-
-
-# ---- invariants
-
-
-@given(
-    arrays.arrays(
-        np.float32,
-        st.tuples(st.integers(1, 2), st.integers(1, 20), st.integers(1, 20)),
-        elements=st.floats(-4, 4, width=16),
-    ),
-    st.integers(1, 150),
-)
-@settings(max_examples=40, deadline=None)
-def test_every_superpixel_is_one_component_and_ids_are_contiguous(
-    slice_CYX: np.ndarray, n_segments: int
-) -> None:
-    superpixels = slic_superpixels(rescale_slice(slice_CYX), PreprocessConfig(n_segments=n_segments))
-    assert superpixels.dtype == np.int32
-    assert superpixels.shape == slice_CYX.shape[1:]
-    assert_invariants(superpixels)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (3, 3), (32, 32)])
-def test_constant_and_tiny_slices(shape: tuple[int, int]) -> None:
-    superpixels = superpixels_of(np.full(shape, 5, np.int16))
-    assert_invariants(superpixels)
-    assert superpixels.max() < shape[0] * shape[1]
-
-
-def test_four_channels_keep_the_invariants_and_use_every_channel(texture: Callable[..., np.ndarray]) -> None:
-    slice_CYX = texture((4, 40, 40), 11).astype(np.float32)
-    superpixels = slic_superpixels(rescale_slice(slice_CYX), CONFIG)
-    assert_invariants(superpixels)
-    for channel in range(4):
-        changed = slice_CYX.copy()
-        changed[channel] = 0
-        assert not np.array_equal(slic_superpixels(rescale_slice(changed), CONFIG), superpixels)
-
-
-def test_brightness_and_contrast_of_a_slice_do_not_matter(texture: Callable[..., np.ndarray]) -> None:
-    slice_YX = np.rint(texture((40, 40), 12) * 255).astype(np.float32)
-    np.testing.assert_array_equal(superpixels_of(slice_YX), superpixels_of(slice_YX * 8 - 1024))
-
-
-def test_too_many_superpixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "MAX_SUPERPIXELS", 3)
-    with pytest.raises(SuperCLError, match="too many superpixels"):
-        superpixels_of(np.arange(400, dtype=np.float32).reshape(20, 20))
+def superpixels_of(slice_CYX: np.ndarray, config: PreprocessConfig = CONFIG, **more: Any) -> np.ndarray:
+    return slic_superpixels(
+        slice_CYX, method=config.slic, n_segments=config.n_segments, compactness=config.compactness, **more
+    )
 
 
 # ---- ASP
 
 
-def test_asp_is_read_at_the_centres_of_the_grid(texture: Callable[..., np.ndarray]) -> None:
-    values = texture((50, 33), 6)
-    superpixels = superpixels_of(values)
-    means = references.superpixel_means(values, superpixels, superpixels.max() + 1)
-    grid = asp_on_grid(values, superpixels)
+images = st.sampled_from([np.int16, np.uint16, np.float32]).flatmap(
+    lambda dtype: arrays.arrays(
+        dtype,
+        st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
+        elements=st.floats(-1e4, 1e4, width=32) if dtype is np.float32 else None,
+    )
+)
+
+
+@given(images, st.integers(1, 9), st.sampled_from([np.uint8, np.uint16]))
+@settings(max_examples=40, deadline=None)
+def test_asp_is_the_mean_of_the_rescaled_channels_at_the_centres_of_the_grid(
+    image: np.ndarray, num_superpixels: int, dtype: type
+) -> None:
+    y, x = np.indices(image.shape[1:])
+    superpixels = ((y // 2 * 5 + x // 3) % num_superpixels).astype(dtype)
+    grid = asp_on_grid(image, superpixels)
+    np.testing.assert_allclose(grid, references.asp_on_grid(image, superpixels), rtol=1e-9, atol=1e-9)
     assert grid.shape == (32, 32)
-    assert grid.dtype == np.float32
-    for row, column in [(0, 0), (31, 31), (7, 20), (16, 3)]:
-        y, x = int((row + 0.5) * 50 / 32), int((column + 0.5) * 33 / 32)
-        assert grid[row, column] == pytest.approx(means[superpixels[y, x]], abs=1e-6)
 
 
 def test_asp_of_a_slice_of_the_grids_size_keeps_the_total(texture: Callable[..., np.ndarray]) -> None:
-    values = texture((32, 32), 7)
-    superpixels = superpixels_of(values)
-    assert asp_on_grid(values, superpixels).sum() == pytest.approx(values.sum(), rel=1e-5)
-    shuffled = np.random.default_rng(0).permutation(superpixels.max() + 1)[superpixels]
-    np.testing.assert_array_equal(asp_on_grid(values, shuffled), asp_on_grid(values, superpixels))
+    values = texture((32, 32), 7)[None]
+    superpixels = superpixels_of(values.astype(np.float32))
+    assert asp_on_grid(values, superpixels).sum() == pytest.approx(values.sum(), rel=1e-12)
+    shuffled = np.random.default_rng(0).permutation(superpixels.max() + 1).astype(np.uint8)[superpixels]
+    np.testing.assert_allclose(asp_on_grid(values, shuffled), asp_on_grid(values, superpixels), rtol=1e-12)
 
 
 # ---- cases
@@ -176,32 +81,122 @@ def process(
     )
 
 
-def test_a_case_holds_what_its_row_says(texture: Callable[..., np.ndarray]) -> None:
-    image = np.rint(texture((2, 3, 24, 20), 0) * 500).astype(np.int16)
-    case = process(image, (image[:1] > 250).astype(np.int16), channels=2)
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "stored_dtype"),
+    [
+        (0, 500, np.int16, "int16"),
+        (-3e4, -2e4, np.float64, "int16"),
+        (-100, 60_000, np.int32, "uint16"),
+        (1e6, 1.06e6, np.float32, "uint16"),
+        (0, 1e6, np.int32, "float32"),
+    ],
+)
+def test_a_case_holds_what_its_row_says(
+    low: float, high: float, dtype: type, stored_dtype: str, texture: Callable[..., np.ndarray]
+) -> None:
+    image = np.rint(low + texture((2, 3, 24, 20), 0) * (high - low)).astype(dtype)
+    case = process(image, (image[:1] > (low + high) / 2).astype(np.int16), channels=2)
     row, stored = case.row, case.arrays
     assert row["shape"] == stored["image"].shape == (2, 3, 24, 20)
-    assert (row["image_dtype"], row["superpixels_dtype"]) == ("int16", "uint8")
+    assert (row["image_dtype"], row["superpixels_dtype"]) == (stored_dtype, "uint8")
+    np.testing.assert_array_equal(stored["image"] * row["image_scale"] + row["image_offset"], image)
     assert row["num_superpixels"] == stored["superpixels"].max() + 1
     assert row["has_ground_truth"]
     assert row["spacing_mm"] == (4.0, 0.6, 0.5)
-    assert row["statistics"] == statistics(image)
+    np.testing.assert_allclose(row["statistics"], references.statistics(image), rtol=1e-12)
     assert stored["ground_truth"].dtype == np.uint8
-    np.testing.assert_array_equal(stored["ground_truth"], image[0] > 250)
+    np.testing.assert_array_equal(stored["ground_truth"], image[0] > (low + high) / 2)
     assert case.attributes["orientation"] == "LPS"
     for z in range(3):
-        scaled = rescale_slice(image[:, z])
-        superpixels = slic_superpixels(scaled, CONFIG)
+        superpixels = superpixels_of(stored["image"][:, z])
         np.testing.assert_array_equal(stored["superpixels"][z], superpixels)
-        expected = asp_on_grid(scaled.mean(axis=0), superpixels).astype(np.float16)
-        np.testing.assert_array_equal(stored["asp"][z], expected)
+        expected = references.asp_on_grid(image[:, z], superpixels)
+        np.testing.assert_allclose(stored["asp"][z], expected, atol=1e-3)
+    assert stored["asp"].dtype == np.float16
 
 
-def test_a_single_slice_and_a_constant_volume() -> None:
-    for image in (np.arange(80, dtype=np.int16).reshape(1, 1, 10, 8), np.zeros((1, 2, 9, 9), np.float32)):
+def test_what_is_stored_as_it_was_read_is_not_copied(texture: Callable[..., np.ndarray]) -> None:
+    """Memory of a worker: one copy of the image and of the labels, however large the case."""
+    for image in (
+        texture((1, 2, 9, 9), 0).astype(np.float32),
+        np.arange(162, dtype=np.int16).reshape(1, 2, 9, 9),
+    ):
+        label = np.zeros((1, 2, 9, 9), np.uint8)
+        case = process(image, label)
+        assert np.shares_memory(case.arrays["image"], image)
+        assert np.shares_memory(case.arrays["ground_truth"], label)
+
+
+def test_memory_of_a_case_is_that_of_its_arrays() -> None:
+    """The largest allocations at a time, beside the volumes themselves, are the arrays that are returned."""
+    image = np.zeros((1, 40, 128, 128), np.int16)
+    image[:, :, 32:64, 20:90] = 700
+    label = (image > 0).astype(np.uint8)
+    process(image[:, :1], label[:, :1])  # compiles kernels
+    tracemalloc.start()
+    case = process(image, label)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    new = case.arrays["superpixels"].nbytes + case.arrays["asp"].nbytes
+    fixed_bytes = 8 * 65_536 * 8  # the counts that statistics are read from
+    slices_bytes = 100 * image[0, 0].nbytes
+    assert peak < new + fixed_bytes + slices_bytes
+
+
+def test_more_superpixels_than_a_byte_holds_widen_the_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first slice has few superpixels, the second many, the third few again."""
+    ids = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    maps = iter([ids // 20, ids, ids // 20])
+    monkeypatch.setattr(pipeline, "slic_superpixels", lambda *_, **__: next(maps))
+    case = process(np.arange(1200, dtype=np.int16).reshape(1, 3, 20, 20))
+    assert (case.row["superpixels_dtype"], case.row["num_superpixels"]) == ("uint16", 400)
+    np.testing.assert_array_equal(case.arrays["superpixels"], np.stack([ids // 20, ids, ids // 20]))
+    for z, superpixels in enumerate(case.arrays["superpixels"]):
+        image = np.arange(z * 400, (z + 1) * 400).reshape(1, 20, 20)
+        expected = references.asp_on_grid(image, superpixels)
+        np.testing.assert_allclose(case.arrays["asp"][z], expected, atol=1e-3)
+
+
+def test_a_single_voxel_a_single_slice_and_a_constant_volume() -> None:
+    for image in (
+        np.array(7, np.int16).reshape(1, 1, 1, 1),
+        np.arange(80, dtype=np.int16).reshape(1, 1, 10, 8),
+        np.zeros((1, 2, 9, 9), np.float32),
+        np.full((1, 2, 9, 9), 0.5, np.float32),
+    ):
         case = process(image)
         assert case.row["shape"] == image.shape
         assert np.isfinite(case.arrays["asp"]).all()
+        assert ((case.arrays["asp"] >= 0) & (case.arrays["asp"] <= 1)).all()
+    quantised = process(np.full((1, 2, 9, 9), 0.5), config=PreprocessConfig(image_dtype="int16"))
+    assert (
+        quantised.arrays["image"][0, 0, 0, 0] * quantised.row["image_scale"] + quantised.row["image_offset"]
+        == 0.5
+    )
+
+
+def test_background_gets_no_superpixels_of_its_own(texture: Callable[..., np.ndarray]) -> None:
+    """The threshold is in the unit of the source, also where the cache stores the values less an offset."""
+    config = PreprocessConfig(foreground_above=1_000_500.0)
+    image = 1_000_000 + np.rint(texture((2, 2, 40, 40), 1) * 60_000).astype(np.int32)
+    image[:, :, :, :20] = 1_000_500
+    image[1, :, 4, 4] = 1_000_501
+    image[:, :, 0, 0] = 1_000_000
+    case = process(image, config=config, channels=2)
+    assert case.row["image_offset"] == 1_000_000
+    for superpixels_YX in case.arrays["superpixels"]:
+        background = superpixels_YX[:, :20].copy()
+        assert background[4, 4] != background[0, 0]  # above the threshold in one channel
+        background[4, 4] = background[0, 0]
+        assert len(np.unique(background)) == 1
+        assert len(np.unique(superpixels_YX[:, 20:])) > 20
+        assert background[0, 0] not in superpixels_YX[:, 20:]
+
+
+def test_a_volume_without_foreground_is_refused() -> None:
+    with pytest.raises(SuperCLError, match="no foreground") as caught:
+        process(np.full((1, 2, 8, 8), 40_000, np.int32), config=PreprocessConfig(foreground_above=40_000))
+    assert caught.value.found == "40000 at most"
 
 
 def test_spacing_can_be_declared_unknown() -> None:
@@ -216,7 +211,23 @@ def test_int16_images_are_quantised_on_demand(texture: Callable[..., np.ndarray]
     assert case.arrays["image"].dtype == np.int16
     restored = case.arrays["image"] * case.row["image_scale"] + case.row["image_offset"]
     assert np.abs(restored - image).max() == pytest.approx(case.attributes["largest_error"])
-    assert case.attributes["num_clipped"] > 0
+    low, high = np.percentile(image.astype(np.float64), (0.01, 99.99))
+    assert case.attributes["num_clipped"] == ((image < low) | (image > high)).sum() > 0
+    np.testing.assert_allclose(case.row["statistics"], references.statistics(image), rtol=1e-12)
+
+
+def test_a_single_spike_survives_quantising() -> None:
+    spike = np.zeros((1, 1, 200, 200), np.float32)
+    spike[0, 0, 0, 0] = 0.5
+    case = process(spike, config=PreprocessConfig(image_dtype="int16"))
+    restored = case.arrays["image"] * case.row["image_scale"] + case.row["image_offset"]
+    np.testing.assert_allclose(restored, spike, atol=1e-5)
+
+
+def test_quantising_leaves_integers_exact() -> None:
+    case = process(np.int32([[[[1, 2]]]]), config=PreprocessConfig(image_dtype="int16"))
+    assert (case.row["image_scale"], case.row["image_offset"]) == (1, 0)
+    np.testing.assert_array_equal(case.arrays["image"], [[[[1, 2]]]])
 
 
 @pytest.mark.parametrize(
@@ -227,6 +238,7 @@ def test_int16_images_are_quantised_on_demand(texture: Callable[..., np.ndarray]
         (np.full((1, 2, 8, 8), 3, np.uint8), "no declared class", [3]),
         (np.full((1, 2, 8, 8), -1, np.int16), "no declared class", [-1]),
         (np.full((1, 2, 8, 8), 0.5, np.float32), "no declared class", [0.5]),
+        (np.full((1, 2, 8, 8), 256, np.int16), "no declared class", [256]),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(label: np.ndarray, message: str, found: object) -> None:
@@ -259,3 +271,14 @@ def test_settings_out_of_range_are_refused(settings_: dict) -> None:
 def test_compactness_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(UsageError, match="compactness is out of range"):
         PreprocessConfig(compactness=value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_foreground_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(UsageError, match="foreground_above is out of range"):
+        PreprocessConfig(foreground_above=value)
+
+
+def test_exact_superpixels_take_no_foreground() -> None:
+    with pytest.raises(UsageError, match="exact takes no foreground"):
+        PreprocessConfig(slic="exact", foreground_above=0.0)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import references
 import torch
 import zarr
 
@@ -13,7 +14,6 @@ from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, UsageError
-from supercl_core.intensity import statistics
 from supercl_core.schema import ASP_GRID
 from train.data import BatchLoader, SliceDataset, automatic_patch_size, normalise, slices_of_step
 
@@ -53,7 +53,7 @@ def odd_path(tmp_path_factory):
             has_ground_truth=True,
             image_scale=scale,
             image_offset=offset,
-            statistics=statistics(stored * scale + offset),
+            statistics=references.statistics(stored * scale + offset),
         )
         cache_writer.write_case(path, row, arrays, attributes={})
         rows.append(row)

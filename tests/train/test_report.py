@@ -12,13 +12,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import references
 from scipy.ndimage import gaussian_filter
 
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.cases import CaseRow
 from supercl_core.errors import SuperCLError
-from supercl_core.intensity import rescale_slice, statistics, to_stored
+from supercl_core.intensity import rescale_slice, to_stored
 from supercl_core.schema import ASP_GRID
 from supercl_core.volumes import write_label_map
 from train.metrics import score_case, summarise
@@ -68,7 +69,7 @@ def write_case(path, case_id, random, *, with_truth):
     y, x = np.indices(SHAPE_ZYX[1:])
     superpixels = np.broadcast_to(y // 24 * 2 + x // 32, SHAPE_ZYX).astype(np.uint8)
     asp = np.stack([rescale_slice(part)[0, :ASP_GRID, :ASP_GRID] for part in image.transpose(1, 0, 2, 3)])
-    stored = to_stored(image, quantise=False)
+    stored = to_stored(image)
     row = CaseRow(
         id=case_id,
         shape=image.shape,
@@ -77,7 +78,7 @@ def write_case(path, case_id, random, *, with_truth):
         num_superpixels=4,
         has_ground_truth=with_truth,
         spacing_mm=SPACING_MM,
-        statistics=statistics(image),
+        statistics=references.statistics(image),
     )
     geometry = {
         "spacing_mm": SPACING_MM[::-1],
