@@ -463,8 +463,6 @@ def fast_slic(
     *,
     n_segments: int,
     compactness: float,
-    blocks_per_superpixel: int,
-    max_factor: int,
 ) -> np.ndarray:
     """(y, x) from (c, y, x) and bool (y, x): coarse-to-fine SLIC, its numbers in float64."""
     channels, height, width = image.shape
@@ -477,9 +475,7 @@ def fast_slic(
     features *= side / compactness * inside
 
     # Blocks: their number of pixels, and the means of y, x and features over these.
-    factor = 1
-    while 2 * factor * blocks_per_superpixel <= side and factor < max_factor:
-        factor *= 2
+    factor = 1 if side < 12 else 4 if side < 24 else 8
     rows, columns = -(-height // factor), -(-width // factor)
     sizes = np.zeros((rows, columns))
     blocks = np.zeros((2 + channels, rows, columns))

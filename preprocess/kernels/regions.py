@@ -28,13 +28,13 @@ def connect_regions(
     `labels_YX`: uint16 (y, x), each 0..K-1 or BACKGROUND. `features_CYX`: float32 (c, y, x). `means_CK`: float64
     (c, k), the mean feature of every label.
 
-    Regions below `smallest_pixels` join the touching region of nearest mean feature. All others stay: the first
-    of each label keeps its id, further ones get new ids, and ids that became free are filled, so that ids are
-    0..count-1. Each region of the background stays whatever its size, and none of the foreground joins it.
-    Source: our choice (SLIC as published joins a fragment to any neighbour).
+    Regions below `smallest_pixels` join the touching region of nearest mean feature, of equals the first met. All
+    others stay: the first of each label keeps its id, further ones get new ids, and ids that became free are
+    filled, so that ids are 0..count-1. Each region of the background stays whatever its size, and none of the
+    foreground joins it. Source: our choice (SLIC as published joins a fragment to any neighbour).
     """
     height = len(labels_YX)
-    starts, ends, first_of_row = find_runs(labels_YX)
+    starts, ends, first_of_row = _find_runs(labels_YX)
     num_runs = len(starts)
     run_labels = np.empty(num_runs, np.uint16)
     run_rows = np.empty(num_runs, np.int32)
@@ -62,7 +62,7 @@ def connect_regions(
 
 
 @kernel
-def find_runs(labels_YX: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _find_runs(labels_YX: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Runs of equal labels in every row, in raster order.
 
     `labels_YX`: integers (y, x). Returns their first columns and the columns behind their last, each int32
