@@ -28,6 +28,9 @@ COMMANDS: Final = {
     "weak-labels": _Entry(
         "preprocess.commands", "preprocess", "Compute the CCL weak labels of a cache again."
     ),
+    "quality": _Entry(
+        "preprocess.commands", "preprocess", "Compare a cache's superpixels with scikit-image's."
+    ),
     "inspect": _Entry("supercl_core.commands", "", "Show what a cache holds."),
     "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
     "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
