@@ -5,7 +5,6 @@ Called by `supercl preprocess --dry-run`, with the plan of the run.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 import tempfile
@@ -18,11 +17,12 @@ import numpy as np
 
 from preprocess.pipeline import PreprocessConfig, process_case
 from preprocess.plan import Plan
+from preprocess.worker import compile_kernels, middle_slices
 from supercl_core.cache_writer import create_cache, write_case
 from supercl_core.cases import CaseRow
 from supercl_core.errors import SuperCLError
 from supercl_core.sources import CaseSource
-from supercl_core.volumes import Volume, read_volume
+from supercl_core.volumes import read_volume
 
 NUM_CASES: Final = 3
 """Cases measured: the smallest, the median and the largest."""
@@ -120,10 +120,8 @@ def _measure(case: CaseSource, plan: Plan, config: PreprocessConfig) -> _Sample:
     read_s = time.perf_counter() - start
     num_voxels = image.array_CZYX.size
     counts = {"num_channels": plan.num_channels, "num_classes": plan.num_classes}
-    process_case(
-        _middle(image, 1), label and _middle(label, 1), config=config, **counts
-    )  # compiles the kernels
-    image, label = _middle(image, NUM_SLICES), label and _middle(label, NUM_SLICES)
+    compile_kernels(image, label, config=config, **counts)
+    image, label = middle_slices(image, NUM_SLICES), label and middle_slices(label, NUM_SLICES)
     start = time.perf_counter()
     computed = process_case(image, label, config=config, **counts)
     compute_s = time.perf_counter() - start
@@ -141,12 +139,6 @@ def _measure(case: CaseSource, plan: Plan, config: PreprocessConfig) -> _Sample:
         stage_s={"read": read_s, "compute": compute_s / share, "write": write_s / share},
         num_bytes=sum(array.nbytes for array in computed.arrays.values()) / share,
     )
-
-
-def _middle(volume: Volume, num_slices: int) -> Volume:
-    """At most `num_slices` slices from the middle of a volume."""
-    first = max((volume.array_CZYX.shape[1] - num_slices) // 2, 0)
-    return dataclasses.replace(volume, array_CZYX=volume.array_CZYX[:, first : first + num_slices])
 
 
 def _existing_parent(path: Path) -> Path:
@@ -183,5 +175,5 @@ def _size(num_bytes: int) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

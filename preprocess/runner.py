@@ -6,36 +6,46 @@ that fails is listed and stops nothing. Called by `supercl preprocess` and, as `
 
 from __future__ import annotations
 
-import hashlib
-import os
+import queue
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from preprocess.ccl import weak_labels
-from preprocess.pipeline import PreprocessConfig, process_case
-from preprocess.plan import Plan, failed_row, make_plan, source_stamp
+from preprocess.cluster import Cluster, SlurmConfig, connect, software
+from preprocess.pipeline import PreprocessConfig
+from preprocess.plan import Plan, make_plan
+from preprocess.worker import compute_case
 from supercl_core import provenance
 from supercl_core.cache_reader import open_cache
 from supercl_core.cache_writer import (
     create_cache,
     set_root_attributes,
-    write_case,
     write_tables,
 )
 from supercl_core.cases import CaseRow
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import PreemptedError, SuperCLError
 from supercl_core.files import wip_path
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, discover
-from supercl_core.volumes import read_volume
 
-TASKS_PER_WORKER: Final = 4
-"""Cases handed to the scheduler at a time for each worker, so that it stays small whatever the data set."""
+TASKS_PER_THREAD: Final = 3
+"""Cases at the scheduler for each thread of the workers, so that it stays small whatever the data set."""
+MIN_TASKS: Final = 32
+"""Cases at the scheduler where no worker is there yet: a scheduler that starts workers by itself must see work."""
+POLL_S: Final = 1.0
+"""How long a case or its row may be waited for before somebody looks whether scheduler and workers are there."""
+DEADLY: Final = (
+    "Every worker that computes it dies, also with this case alone; most likely memory (or, on Slurm, a job's time) is "
+    "too small for it: give each worker more, or preprocess it on a larger machine"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +68,16 @@ def run(
     config: PreprocessConfig | None = None,
     num_workers: int | None = None,
     scheduler: str | None = None,
+    slurm: SlurmConfig | None = None,
 ) -> RunResult:
     """Turn a folder of volumes into a cache, or go on with one.
 
     `num_workers` processes on this machine (default: one a core), or a running Dask `scheduler` such as
-    `tcp://host:8786`. Raises SuperCLError when no case can be computed, and what discovery and planning raise.
+    `tcp://host:8786`, or jobs of `slurm`. A case whose worker is lost is run again; one that takes its worker down
+    every time is listed as failed.
+
+    Raises SuperCLError when no case can be computed or the scheduler is lost, PreemptedError after SIGTERM, and what
+    discovery, planning and `cluster.connect` raise.
     """
     config = config or PreprocessConfig()
     cache_path = cache_path.resolve()
@@ -70,13 +85,19 @@ def run(
     new = not (cache_path / "zarr.json").is_file()
     if new and not plan.todo:
         raise _nothing_done(input_path, plan.failed)
-    if new:
-        create_cache(cache_path, {**plan.attributes, "provenance": provenance.record()})
-    elif plan.todo:
-        set_root_attributes(cache_path, {"complete": False})
     rows = {row.id: row for row in (*plan.kept, *plan.failed)}
     if plan.todo:
-        rows |= {row.id: row for row in _compute(plan, cache_path, config, num_workers, scheduler)}
+        num_workers = min(num_workers or num_cores(), len(plan.todo))
+        with (
+            _stoppable(rows, len(rows) + len(plan.todo)),
+            connect(num_workers=num_workers, scheduler=scheduler, slurm=slurm) as cluster,
+        ):
+            if new:
+                create_cache(cache_path, {**plan.attributes, "provenance": provenance.record()})
+            else:
+                set_root_attributes(cache_path, {"complete": False})
+            for row in _compute(plan, cache_path, config, cluster):
+                rows[row.id] = row
     ordered = [rows[case_id] for case_id in sorted(rows)]
     failed = tuple(row for row in ordered if row.state == "failed")
     if len(failed) == len(ordered):
@@ -95,117 +116,106 @@ def run(
     )
 
 
-def compute_case(
-    case: CaseSource,
-    cache_path: Path,
-    *,
-    config: PreprocessConfig,
-    num_channels: int,
-    num_classes: int,
-    digest: str,
-) -> CaseRow:
-    """Compute one case and commit it; runs in a worker. A failure becomes the row's reason.
+def _compute(plan: Plan, cache_path: Path, config: PreprocessConfig, cluster: Cluster) -> Iterator[CaseRow]:
+    """Compute the cases of the plan on the cluster and yield their rows as they finish.
 
-    `digest`: of the settings, stored with the case.
+    When a worker dies, Dask blames every case that it had been given. Those that it gives up are put aside and, after
+    all others, run again one at a time: what then takes its worker down has done so itself.
     """
-    try:
-        stamp = source_stamp(case)
-        label = None if case.label_path is None else read_volume(case.label_path)
-        computed = process_case(
-            read_volume(case.image_path),
-            label,
+    from distributed import CancelledError, KilledWorker
+
+    waiting, suspects = deque(plan.todo), deque[CaseSource]()
+    running: dict[str, CaseSource] = {}
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    num_submitted = num_failed = 0
+
+    def submit(case: CaseSource) -> None:
+        nonlocal num_submitted
+        future = cluster.client.submit(
+            compute_case,
+            case,
+            cache_path,
             config=config,
-            num_channels=num_channels,
-            num_classes=num_classes,
+            num_channels=plan.num_channels,
+            num_classes=plan.num_classes,
+            digest=plan.attributes["config_digest"],
+            versions=software(),
+            pure=False,
+            priority=-num_submitted,  # Dask keeps no order among tasks submitted within a tenth of a second
         )
-        row = CaseRow(id=case.id, digest=_file_digest(case), source=str(case.image_path), **computed.row)
-        attributes = {**computed.attributes, "config_digest": digest, "source_stamp": stamp}
-        write_case(cache_path, row, computed.arrays, attributes=attributes)
-    except Exception as error:  # one case, whatever is wrong with it, must not stop the others
-        return failed_row(case, error)
-    return row
+        num_submitted += 1
+        running[future.key] = case
+        future.add_done_callback(ended.put)
 
-
-def _compute(
-    plan: Plan, cache_path: Path, config: PreprocessConfig, num_workers: int | None, scheduler: str | None
-) -> Iterator[CaseRow]:
-    """Compute the cases of the plan on the cluster and yield their rows as they finish."""
-    from distributed import KilledWorker, as_completed
-
-    with (
-        _client(num_workers, scheduler) as client,
-        progress(
-            "preprocess",
-            total=len(plan.todo) + len(plan.kept),
-            unit="cases",
-            done=len(plan.kept),
-        ) as advance,
-    ):
-        waiting = iter(plan.todo)
-        cases: dict[str, CaseSource] = {}
-        futures = as_completed()
-        num_failed = 0
-
-        def submit_next() -> None:
-            case = next(waiting, None)
-            if case is None:
-                return
-            future = client.submit(
-                compute_case,
-                case,
-                cache_path,
-                config=config,
-                num_channels=plan.num_channels,
-                num_classes=plan.num_classes,
-                digest=plan.attributes["config_digest"],
-                pure=False,
-                retries=0,
-            )
-            cases[future.key] = case
-            futures.add(future)
-
-        for _ in range(TASKS_PER_WORKER * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))):
-            submit_next()
-        for future in futures:
-            case = cases.pop(future.key)
+    with progress(
+        "preprocess", total=len(plan.todo) + len(plan.kept), unit="cases", done=len(plan.kept)
+    ) as advance:
+        while waiting or running or suspects:
+            while waiting and len(running) < max(TASKS_PER_THREAD * cluster.num_threads(), MIN_TASKS):
+                submit(waiting.popleft())
+            alone = not waiting and not running
+            if alone:
+                submit(suspects.popleft())
+            future = _next_ended(ended, cluster)
+            case = running.pop(future.key)
             try:
-                row: CaseRow = future.result()
-            except KilledWorker as error:
-                row = failed_row(case, error)
-            submit_next()
+                row: CaseRow = future.result(timeout=POLL_S)
+            except TimeoutError:  # its worker died before the row was fetched: Dask computes the case again
+                running[future.key] = case
+                future.add_done_callback(ended.put)
+                cluster.check()
+                continue
+            except (CancelledError, OSError):  # what the client says when it loses the scheduler
+                raise cluster.lost() from None
+            except KilledWorker:
+                if not alone:
+                    suspects.append(case)
+                    continue
+                row = CaseRow(id=case.id, state="failed", reason=DEADLY, source=str(case.image_path))
+            cluster.case_ended()
             num_failed += row.state == "failed"
             advance(note=f"{num_failed} failed" if num_failed else "")
             yield row
 
 
-@contextmanager
-def _client(num_workers: int | None, scheduler: str | None) -> Iterator[Any]:
-    """A Dask client of the given scheduler, or of a cluster of processes on this machine."""
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
+def _next_ended(ended: queue.SimpleQueue[Any], cluster: Cluster) -> Any:
+    """The next future that ended, as long as there are a scheduler and workers to wait for."""
+    while True:
         try:
-            with Client(scheduler, timeout=20) as client:
-                yield client
-        except OSError as error:
-            raise SuperCLError(
-                "The Dask scheduler does not answer.",
-                where=scheduler,
-                found=error,
-                next_step="Check the address, or leave --scheduler out to run on this machine.",
-            ) from error
-        return
-    with (
-        LocalCluster(
-            n_workers=num_workers or os.cpu_count(),
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        print(f"Dask dashboard: {cluster.dashboard_link}", file=sys.stderr)
-        yield client
+            return ended.get(timeout=POLL_S)
+        except queue.Empty:
+            cluster.check()
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run the way Ctrl-C does: through every `finally`."""
+
+
+@contextmanager
+def _stoppable(rows: Mapping[str, CaseRow], num_cases: int) -> Iterator[None]:
+    """Tell how far the run got when it is stopped; SIGTERM becomes a PreemptedError, Ctrl-C stays what it is."""
+
+    def terminate(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    handled = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, terminate) if handled else None
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        num_done = sum(row.state == "done" for row in rows.values())
+        finished = f"{num_done} of {num_cases} cases are finished"
+        if isinstance(stopped, _Terminated):
+            raise PreemptedError(
+                "Preprocessing was told to stop.",
+                found=finished,
+                next_step="Run the same command again; it goes on with the others.",
+            ) from None
+        print(f"{finished}; the same command goes on with the others.", file=sys.stderr)
+        raise
+    finally:
+        if handled:
+            signal.signal(signal.SIGTERM, previous)
 
 
 def _finish(cache_path: Path, rows: list[CaseRow], plan: Plan) -> None:
@@ -218,15 +228,6 @@ def _finish(cache_path: Path, rows: list[CaseRow], plan: Plan) -> None:
     shutil.rmtree(wip_path(cache_path), ignore_errors=True)
 
 
-def _file_digest(case: CaseSource) -> str:
-    """SHA-256 (hex) over the bytes of the case's source files, in order."""
-    total = hashlib.sha256()
-    for path in case.paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
 def _nothing_done(input_path: Path, failed: tuple[CaseRow, ...]) -> SuperCLError:
     return SuperCLError(
         "No case could be computed; nothing was written.",
@@ -236,3 +237,10 @@ def _nothing_done(input_path: Path, failed: tuple[CaseRow, ...]) -> SuperCLError
         + (f"; and {len(failed) - 3} more" if len(failed) > 3 else ""),
         next_step="Mend the files named above and run again.",
     )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    from dask.system import CPU_COUNT
+
+    return CPU_COUNT

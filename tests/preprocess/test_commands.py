@@ -42,11 +42,14 @@ def test_settings_come_from_a_file_and_from_the_command_line(
     outcome = supercl(
         *("preprocess", msd_path, tmp_path / "out.zarr", "--scheduler", scheduler),
         *("--config", tmp_path / "x.toml", "--set", "n_segments=12", "--set", "spacing=unknown"),
+        *("--slic", "skimage", "--set", "foreground_above=-3.5"),
     )
     assert outcome.code == 0
     assert open_cache(tmp_path / "out.zarr").attributes["config"] == {
+        "slic": "skimage",
         "n_segments": 12,
         "compactness": 20.0,
+        "foreground_above": -3.5,
         "image_dtype": "source",
         "spacing": "unknown",
     }
@@ -59,8 +62,12 @@ def test_settings_come_from_a_file_and_from_the_command_line(
         (["--set", "n_segments=0"], "n_segments is out of range"),
         (["--set", "n_segments=many"], "'n_segments' has a value of the wrong type"),
         (["--set", "image_dtype=int8"], "'source' or 'int16'"),
+        (["--slic", "best"], "'best' is not one of"),
+        (["--slic", "exact", "--set", "foreground_above=0"], "slic = exact takes no foreground"),
         (["--config", "none.toml"], "settings file cannot be read"),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], "--workers has no effect with --scheduler"),
+        (["--workers", "2", "--scheduler", "tcp://x:1"], "--scheduler and --slurm exclude each other"),
+        (["--slurm", "x.toml", "--scheduler", "tcp://x:1"], "--scheduler and --slurm exclude each other"),
+        (["--slurm", "none.toml"], "settings file cannot be read"),
     ],
 )
 def test_settings_that_make_no_sense_are_code_2_and_write_nothing(
@@ -148,3 +155,41 @@ def test_phantom_leaves_a_folder_with_other_things_alone(tmp_path: Path, supercl
     assert f"error: The output path is taken.\n  where:    {tmp_path / 'mine'}" in outcome.err
     assert names(tmp_path / "mine") == ["photos.txt"]
     assert names(tmp_path) == ["mine"]
+
+
+def test_a_dry_run_prints_what_a_run_would_take_and_writes_nothing(
+    msd_path: Path, tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    cache_path = tmp_path / "out.zarr"
+    outcome = supercl("preprocess", msd_path, cache_path, "--dry-run", "--workers", 3)
+    assert outcome.code == 0
+    for line in ("Task99_Tiny", "4 to compute, 0 kept", "with 3 workers", "are free", "for each worker"):
+        assert line in outcome.out
+    on_scheduler = supercl("preprocess", msd_path, cache_path, "--dry-run", "--scheduler", scheduler)
+    assert on_scheduler.code == 0
+    assert "wall time" in on_scheduler.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_for_slurm_prints_the_job_script(
+    msd_path: Path, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    (tmp_path / "slurm.toml").write_text(
+        'maximum_jobs = 5\ncores = 4\nmemory = "8GB"\nqueue = "long"\nwalltime = "02:00:00"\n'
+    )
+    outcome = supercl(
+        *("preprocess", msd_path, tmp_path / "out.zarr", "--dry-run", "--slurm", tmp_path / "slurm.toml")
+    )
+    assert outcome.code == 0
+    assert "with 10 workers" in outcome.out  # two processes in each of five jobs
+    assert "#SBATCH -p long" in outcome.out
+    assert "#SBATCH -t 02:00:00" in outcome.out
+    assert "tcp://SCHEDULER:PORT" in outcome.out
+
+
+def test_a_dry_run_of_a_finished_cache_has_nothing_to_do(
+    msd_path: Path, cache_path: Path, supercl: Callable[..., Any]
+) -> None:
+    outcome = supercl("preprocess", msd_path, cache_path, "--dry-run")
+    assert outcome.code == 0
+    assert "nothing to do; 4 cases kept" in outcome.out

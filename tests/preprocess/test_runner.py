@@ -10,17 +10,18 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+from distributed import Client, Future
 
-from preprocess import run, runner
+from preprocess import cluster, run, runner
 from preprocess.pipeline import PreprocessConfig
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError
@@ -197,35 +198,196 @@ def test_rubbish_of_a_killed_run_does_not_reach_the_cache(small: Path, scheduler
     assert not list(small.parent.rglob("rubbish"))
 
 
-def test_a_worker_killed_by_the_system_fails_its_case_only(
-    small: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+# ---- workers that die, runs that are stopped: real processes
+
+DEADLY, DEADLY_ONCE, SLOW = 666, 667, 668
+"""First value of a volume that kills its worker, that does so once, or that takes long."""
+HOOK = """
+import os, pathlib, signal, time
+from preprocess import worker
+
+compute = getattr(worker, "unhooked", worker.process_case)  # Dask may load this file twice
+worker.unhooked = compute
+marker = pathlib.Path({marker!r})
+
+def process_case(image, label, **settings):
+    first = image.array_CZYX[0, 0, 0, 0]
+    if first == {deadly} or (first == {once} and not marker.exists()):
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if first == {slow} and image.array_CZYX.shape[1] > 1:  # not while others wait for compiled kernels
+        time.sleep(60)
+    return compute(image, label, **settings)
+
+worker.process_case = process_case
+"""
+
+
+@pytest.fixture
+def hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes started meanwhile behave as DEADLY, DEADLY_ONCE and SLOW say."""
+    from dask import config
+
+    file = tmp_path / "hook" / "hook.py"
+    file.parent.mkdir()
+    marker = str(file.parent / "marker")
+    file.write_text(HOOK.format(marker=marker, deadly=DEADLY, once=DEADLY_ONCE, slow=SLOW))
+    monkeypatch.setitem(config.config["distributed"]["worker"], "preload", [str(file)])
+    monkeypatch.setenv("DASK_DISTRIBUTED__WORKER__PRELOAD", str(file))
+
+
+def write_marked(
+    write_msd: Callable[..., Path], texture: Textures, path: Path, marks: dict[int, int], *, count: int = 10
+) -> Path:
+    """`count` cases, some of which start with a value of DEADLY, DEADLY_ONCE or SLOW."""
+    cases = {f"case_{index}": (integers(texture, index), None) for index in range(count)}
+    for index, mark in marks.items():
+        cases[f"case_{index}"][0][0, 0, 0] = mark
+    return write_msd(path, cases)
+
+
+@pytest.mark.usefixtures("hook")
+def test_a_case_that_kills_its_workers_fails_alone_and_one_whose_worker_was_lost_is_done(
+    write_msd: Callable[..., Path], texture: Textures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from distributed import KilledWorker
-
-    def killed(case: object, *arguments: object, **settings: object) -> object:
-        if case.id == "case_b":  # type: ignore[attr-defined]
-            raise KilledWorker("case_b", SimpleNamespace(address="tcp://gone"), 3)  # type: ignore[arg-type]
-        return compute(case, *arguments, **settings)
-
-    compute = runner.compute_case
-    monkeypatch.setattr(runner, "compute_case", killed)
-    result = run(small, small.parent / "out.zarr", scheduler=scheduler)
-    assert result.num_computed == 2
+    source = write_marked(write_msd, texture, tmp_path / "in", {3: DEADLY, 5: DEADLY_ONCE})
+    result = run(source, tmp_path / "out.zarr", num_workers=2)
+    assert result.num_computed == 9
     [row] = result.failed
-    assert row.id == "case_b"
-    assert row.reason.startswith("KilledWorker")
+    assert row.id == "case_3"
+    assert "dies, also with this case alone; most likely memory" in row.reason
+    cache = open_cache(tmp_path / "out.zarr")
+    assert cache.case("case_5").image_ZCYX[0, 0, 0, 0] == DEADLY_ONCE
+    assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_scheduler_that_does_not_answer_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import distributed
+def wait_for_case(cache_path: Path, process: subprocess.Popen[Any] | None = None) -> None:
+    """Return once a case is committed."""
+    deadline = time.monotonic() + 60
+    while not list(cache_path.glob("cases/*/zarr.json")):
+        assert process is None or process.poll() is None, "the run ended before a case was committed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
-    def refuse(address: str, timeout: float) -> None:
-        raise OSError(f"Timed out trying to connect to {address}")
 
-    monkeypatch.setattr(distributed, "Client", refuse)
-    with pytest.raises(SuperCLError, match="does not answer") as caught:
-        run(small, small.parent / "out.zarr", scheduler="tcp://nowhere:1")
-    assert caught.value.where == "tcp://nowhere:1"
+@pytest.mark.usefixtures("hook")
+@pytest.mark.parametrize(
+    ("signum", "code", "message"),
+    [
+        (signal.SIGINT, 130, "of 10 cases are finished; the same command goes on with the others.\n"),
+        (signal.SIGTERM, 5, "error: Preprocessing was told to stop.\n  found:    "),
+    ],
+)
+def test_a_stopped_run_says_what_is_finished_and_leaves_no_process(
+    signum: int, code: int, message: str, write_msd: Callable[..., Path], texture: Textures, tmp_path: Path
+) -> None:
+    source = write_marked(write_msd, texture, tmp_path / "in", {8: SLOW, 9: SLOW})
+    command = [sys.executable, "-m", "supercl_core.cli", "preprocess", source, tmp_path / "out.zarr"]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The background jobs of a shell ignore Ctrl-C, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        wait_for_case(tmp_path / "out.zarr", process)
+        os.killpg(process.pid, signum)  # as a terminal does with Ctrl-C
+        _, said = process.communicate(timeout=30)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code
+    assert message in said
+    assert "Traceback" not in said
+    states = subprocess.run(["ps", "-eo", "sess=,stat="], capture_output=True, text=True, check=True).stdout
+    left = [line.split()[1] for line in states.splitlines() if line.split()[0] == str(process.pid)]
+    assert all(state.startswith("Z") for state in left)
+
+
+@pytest.fixture
+def dask_processes(hook: None) -> Iterator[tuple[str, subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A scheduler and a worker, each a process that a test may kill, with the scheduler's address."""
+    program = [sys.executable, "-c"]
+    code = (
+        "import time\nfrom distributed import LocalCluster\n"
+        "cluster = LocalCluster(n_workers=0, processes=False, protocol='tcp', dashboard_address='127.0.0.1:0')\n"
+        "print(cluster.scheduler_address, flush=True)\ntime.sleep(600)"
+    )
+    quiet = {"stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*program, code], stdout=subprocess.PIPE, **quiet)  # type: ignore[call-overload]
+    address = scheduler.stdout.readline().decode().strip()
+    worker_command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny"]
+    worker = subprocess.Popen([*worker_command, "--nthreads", "2"], stdout=subprocess.DEVNULL, **quiet)  # type: ignore[call-overload]
+    with Client(address) as client:
+        client.wait_for_workers(1, timeout=30)
+    yield address, scheduler, worker
+    for process in (worker, scheduler):
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("victim", ["scheduler", "worker"])
+def test_a_lost_cluster_ends_the_run_and_a_rerun_goes_on(
+    victim: str,
+    dask_processes: tuple[str, subprocess.Popen[bytes], subprocess.Popen[bytes]],
+    write_msd: Callable[..., Path],
+    texture: Textures,
+    scheduler: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address, scheduler_process, worker_process = dask_processes
+    monkeypatch.setattr(cluster, "NO_WORKER_S", 0.5)
+    source = write_marked(write_msd, texture, tmp_path / "in", {8: SLOW, 9: SLOW})
+    path = tmp_path / "out.zarr"
+
+    def kill() -> None:
+        wait_for_case(path)
+        (scheduler_process if victim == "scheduler" else worker_process).kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    message = "The Dask scheduler is gone" if victim == "scheduler" else "All Dask workers are gone"
+    with pytest.raises(SuperCLError, match=message) as caught:
+        run(source, path, scheduler=address)
+    killer.join()
+    assert caught.value.where == address
+    finished = len(list(path.glob("cases/*/zarr.json")))
+    assert finished >= 1
+    result = run(source, path, scheduler=scheduler)
+    assert (result.num_kept, result.failed) == (finished, ())
+    assert open_cache(path).attributes["complete"] is True
+
+
+def test_no_more_than_a_few_cases_for_each_thread_wait_at_the_scheduler(
+    write_msd: Callable[..., Path], scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_running, most = 0, 0
+    submit, add_done_callback = Client.submit, Future.add_done_callback
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        nonlocal num_running, most
+        num_running += 1
+        most = max(most, num_running)
+        return submit(*arguments, **settings)
+
+    def ended(future: Any, callback: Callable[[Any], None]) -> None:
+        def count(future: Any) -> None:
+            nonlocal num_running
+            num_running -= 1
+            callback(future)
+
+        add_done_callback(future, count)
+
+    monkeypatch.setattr(Client, "submit", counted)
+    monkeypatch.setattr(Future, "add_done_callback", ended)
+    monkeypatch.setattr(runner, "MIN_TASKS", 1)
+    image = np.arange(128, dtype=np.int16).reshape(2, 8, 8)
+    source = write_msd(tmp_path / "in", {f"case_{index}": (image, None) for index in range(20)})
+    assert run(source, tmp_path / "out.zarr", scheduler=scheduler).num_computed == 20
+    assert 1 < most <= runner.TASKS_PER_THREAD  # the scheduler's only worker has one thread
 
 
 # ---- bad input: one data set with every kind of bad case among good ones

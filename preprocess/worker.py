@@ -1,0 +1,118 @@
+"""What runs in a worker process: one case from its files into the cache. Handed to Dask by `preprocess.runner`."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import fcntl
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from preprocess.cluster import check_software
+from preprocess.pipeline import CaseArrays, PreprocessConfig, process_case
+from preprocess.plan import failed_row, source_stamp
+from supercl_core.cache_writer import write_case
+from supercl_core.cases import CaseRow
+from supercl_core.errors import SuperCLError
+from supercl_core.sources import CaseSource
+from supercl_core.volumes import Volume, read_volume
+
+_compiled: Final[set[tuple[object, ...]]] = set()
+"""What this process need not compile any more."""
+
+
+def compute_case(
+    case: CaseSource,
+    cache_path: Path,
+    *,
+    config: PreprocessConfig,
+    num_channels: int,
+    num_classes: int,
+    digest: str,
+    versions: Mapping[str, str],
+) -> CaseRow:
+    """Compute one case and commit it; runs in a worker. A failure becomes the row's reason.
+
+    `digest`: of the settings, stored with the case. `versions`: of the software that the case is to be computed with;
+    raises SuperCLError where this worker has other ones (workers may join at any time).
+    """
+    check_software(versions, host=socket.gethostname())
+    _keep_freed_memory()
+    try:
+        stamp = source_stamp(case)
+        computed = _computed(case, config, num_channels, num_classes)
+        row = CaseRow(id=case.id, digest=_file_digest(case), source=str(case.image_path), **computed.row)
+        attributes = {**computed.attributes, "config_digest": digest, "source_stamp": stamp}
+        write_case(cache_path, row, computed.arrays, attributes=attributes)
+    except Exception as error:  # one case, whatever is wrong with it, must not stop the others
+        return failed_row(case, error)
+    return row
+
+
+def compile_kernels(
+    image: Volume, label: Volume | None, *, config: PreprocessConfig, num_channels: int, num_classes: int
+) -> None:
+    """Have the kernels compiled for cases like this one, while every other process of this machine waits.
+
+    Numba keeps what it compiled on disk, and compiles for every combination of dtypes. So the first process to meet
+    one computes a single slice, and the others load what it left; a later run loads it too.
+    """
+    arrays = [volume.array_CZYX for volume in (image, label) if volume is not None]
+    kind = (config, num_channels, *(array.dtype for array in arrays))
+    if kind in _compiled:
+        return
+    with (Path(tempfile.gettempdir()) / f"supercl-kernels-{os.getuid()}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or by the death of the process
+        with suppress(SuperCLError):  # said when the whole case is computed
+            process_case(
+                middle_slices(image, 1),
+                label and middle_slices(label, 1),
+                config=config,
+                num_channels=num_channels,
+                num_classes=num_classes,
+            )
+    _compiled.add(kind)
+
+
+def middle_slices(volume: Volume, num_slices: int) -> Volume:
+    """At most `num_slices` slices from the middle of a volume, sharing its memory."""
+    first = max((volume.array_CZYX.shape[1] - num_slices) // 2, 0)
+    return dataclasses.replace(volume, array_CZYX=volume.array_CZYX[:, first : first + num_slices])
+
+
+def _computed(case: CaseSource, config: PreprocessConfig, num_channels: int, num_classes: int) -> CaseArrays:
+    """The arrays of a case; its volumes, where these are others, are gone when it returns."""
+    label = None if case.label_path is None else read_volume(case.label_path)
+    image = read_volume(case.image_path)
+    compile_kernels(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
+    return process_case(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc's malloc keep up to 256 MiB that were freed, once for this process.
+
+    Dask's worker processes are told to hand back everything beyond 64 KiB. The kernels' few megabytes a slice would
+    then be new to the process at every slice: two thirds of its system time. Elsewhere than on glibc nothing happens.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(m_trim_threshold, 256 << 20)
+        set_option(m_mmap_threshold, 32 << 20)
+
+
+def _file_digest(case: CaseSource) -> str:
+    """SHA-256 (hex) over the bytes of the case's source files, in order."""
+    total = hashlib.sha256()
+    for path in case.paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
