@@ -55,10 +55,11 @@ lint: $(READY)  ## style, types, and whether cache_schema.md is current
 schema: $(READY)  ## write cache_schema.md from supercl_core/schema.py
 	$(BIN)/python -m supercl_core.schema > cache_schema.md
 
-preprocess: $(READY)  ## INPUT= CACHE= [WORKERS=] [SCHEDULER=] [CONFIG=]
+preprocess: $(READY)  ## INPUT= CACHE= [WORKERS=] [SCHEDULER=] [SLURM=] [SLIC=] [CONFIG=] [DRY_RUN=1]
 	@$(call need,INPUT,INPUT=Task02_Heart CACHE=heart.zarr)$(call need,CACHE,INPUT=Task02_Heart CACHE=heart.zarr)
 	$(BIN)/supercl preprocess $(INPUT) $(CACHE) $(if $(WORKERS),--workers $(WORKERS)) \
-	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(CONFIG),--config $(CONFIG))
+	  $(if $(SCHEDULER),--scheduler $(SCHEDULER)) $(if $(SLURM),--slurm $(SLURM)) $(if $(SLIC),--slic $(SLIC)) \
+	  $(if $(CONFIG),--config $(CONFIG)) $(if $(DRY_RUN),--dry-run)
 
 pretrain: $(READY)  ## CACHE= RUN= [SPLIT=] [GPUS=] [CONFIG=] [PRESET=]
 	@$(call need,CACHE,CACHE=heart.zarr RUN=runs/pretrain)$(call need,RUN,CACHE=heart.zarr RUN=runs/pretrain)
@@ -72,6 +73,8 @@ evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
 
-bench: $(READY)  ## [CACHE=] losses against a reference; the memory map, zarr and the start of the command line
+bench: $(READY)  ## DATA="DIR DIR" [CACHE=] [QUICK=1] all benchmarks; those of preprocessing go to docs/benchmarks.md
+	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")
+	$(BIN)/python -m benchmarks.all $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.reading $(CACHE)

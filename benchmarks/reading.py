@@ -7,8 +7,6 @@ Without CACHE a small phantom is preprocessed first. Every pair of figures is ta
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from benchmarks.machine import machine
 from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.schema import CASE_ARRAYS
 
@@ -30,7 +29,7 @@ ROUNDS = 15
 
 def main() -> None:
     """Print all figures for one cache."""
-    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(", ".join(f"{key} {value}" for key, value in machine("numpy", "zarr").items()))
     with tempfile.TemporaryDirectory() as folder:
         cache = open_cache(Path(sys.argv[1]) if len(sys.argv) > 1 else _phantom_cache(Path(folder)))
         shapes = sorted({row.shape for row in cache.done})
@@ -109,14 +108,6 @@ def _seconds(read: Callable[[int], None], batch: np.ndarray) -> float:
     for index in batch:
         read(int(index))
     return time.perf_counter() - start
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _phantom_cache(folder: Path) -> Path:
