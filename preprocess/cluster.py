@@ -246,6 +246,7 @@ def check_software(expected: Mapping[str, str], *, host: str) -> None:
 
 @contextmanager
 def _local_cluster(num_workers: int) -> Iterator[Cluster]:
+    import dask
     from distributed import Client, LocalCluster, WorkerPlugin
 
     class Deaf(WorkerPlugin):
@@ -255,6 +256,7 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),  # samples all threads 100 times a second
         LocalCluster(
             n_workers=num_workers,
             threads_per_worker=THREADS_PER_WORKER,
