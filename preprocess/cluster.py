@@ -256,7 +256,9 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     with (
-        dask.config.set({"distributed.worker.profile.enabled": False}),  # samples all threads 100 times a second
+        dask.config.set(
+            {"distributed.worker.profile.enabled": False}
+        ),  # samples all threads 100 times a second
         LocalCluster(
             n_workers=num_workers,
             threads_per_worker=THREADS_PER_WORKER,
@@ -322,9 +324,8 @@ def _slurm_cluster(config: SlurmConfig) -> Iterator[Cluster]:
                     return
                 except RuntimeError as error:
                     refusals.append(str(error).partition("stderr:")[2].strip() or str(error))
-            self.status = (
-                Status.running
-            )  # an exception here would leave Dask with a cluster that cannot be closed
+            # An exception here would leave Dask with a cluster that cannot be closed.
+            self.status = Status.running
 
     options = config.options()
     scheduler_options = {"allowed_failures": _ALLOWED_FAILURES, **options.pop("scheduler_options", {})}

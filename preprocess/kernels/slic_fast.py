@@ -120,17 +120,19 @@ def _segment(
             owners_N[place], flat[order[place]] = 0, BACKGROUND
     centres_VK = np.full((2 + num_channels, count), 1e7)
     _update(owners_N, sums_NV, centres_VK)
-    smooth_CYX = features_CYX  # under a mask as it is: the foreground's rim would take from the background
-    for _ in range(0 if masked else int(math.log2(factor)) - 1):
-        smooth_CYX = _smoothed(smooth_CYX)
+    if not masked:  # the foreground's rim would take from the background
+        spare_CYX = np.empty_like(features_CYX)
+        for _ in range(int(math.log2(factor)) - 1):
+            _smooth(features_CYX, spare_CYX)
+            features_CYX, spare_CYX = spare_CYX, features_CYX
     superpixels_YX = np.empty((height, width), np.uint16)
-    _assign_pixels(smooth_CYX, factor, blocks_YX, centres_VK, superpixels_YX)
+    _assign_pixels(features_CYX, factor, blocks_YX, centres_VK, superpixels_YX)
     if masked:
         for y in range(height):
             for x in range(width):
                 if not mask_YX[y, x]:
                     superpixels_YX[y, x] = BACKGROUND
-    count = connect_regions(superpixels_YX, smooth_CYX, centres_VK[2:], smallest_pixels)
+    count = connect_regions(superpixels_YX, features_CYX, centres_VK[2:], smallest_pixels)
     return superpixels_YX, count
 
 
@@ -359,10 +361,9 @@ def _nearest_cell(
 
 
 @kernel
-def _smoothed(features_CYX: np.ndarray) -> np.ndarray:
+def _smooth(features_CYX: np.ndarray, out_CYX: np.ndarray) -> None:
     """Means over 3 x 3 pixels, edges repeated: without them, noise breaks the rim of superpixels into fragments."""
     num_channels, height, width = features_CYX.shape
-    out_CYX = np.empty((num_channels, height, width), np.float32)
     padded = np.empty(width + 2, np.float32)
     left, middle, right = padded[:width], padded[1 : width + 1], padded[2:]
     ninth = np.float32(1 / 9)
@@ -376,7 +377,6 @@ def _smoothed(features_CYX: np.ndarray) -> np.ndarray:
             out = out_CYX[c, y]
             for x in range(width):
                 out[x] = (left[x] + middle[x] + right[x]) * ninth
-    return out_CYX
 
 
 @kernel
