@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from benchmarks.machine import machine
 from preprocess import run
 from preprocess.cluster import software
 from preprocess.pipeline import PreprocessConfig
 from preprocess.worker import compute_case
-from supercl_core import provenance
 from supercl_core.cache_writer import create_cache
 from supercl_core.sources import CaseSource, DataSource, discover
 from supercl_core.volumes import read_volume
@@ -73,9 +72,9 @@ def main() -> None:
         "num_cases": count,
         "shape_zyx": SHAPE_ZYX,
         "runs": rows,
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(cores),
-        "versions": provenance.versions(),
+        **machine("numpy", "numba", "zarr", "distributed", "SimpleITK"),
+        "data": arguments.data.resolve().name,
+        "quick": arguments.quick,
     }
     print(json.dumps(figures))
 
