@@ -158,8 +158,9 @@ def render(slic: list[Values], whole: Values, scaling: Values, *, quick: bool) -
             "",
             "## Many cases: `benchmarks/scaling.py`",
             "",
-            f"{scaling['num_cases']:,} tiny cases on one core that client, scheduler and worker share. The cost is that "
-            "of a whole run, with start, planning, scheduling, tables and weak labels, minus a plain loop over the cases.",
+            f"{scaling['num_cases']:,} tiny cases on one core that client, scheduler and worker share. The cost is "
+            "that of a whole run, with start, planning, scheduling, tables and weak labels, minus a plain loop over "
+            "the cases.",
             "",
             *_table(SCALING, [scaling]),
             "",
