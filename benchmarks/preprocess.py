@@ -34,6 +34,9 @@ import psutil  # type: ignore[import-untyped]
 import SimpleITK as sitk
 from scipy.ndimage import zoom
 
+if not __package__:  # run by its path: beside it lies a script that has the name of a package
+    sys.path[0] = str(Path(__file__).parents[1])
+
 from benchmarks.machine import machine
 from benchmarks.slic import noise_level
 from preprocess.kernels.asp import superpixel_means

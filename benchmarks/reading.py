@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import zarr
 
+if not __package__:  # run by its path: beside it lies a script that has the name of a package
+    sys.path[0] = str(Path(__file__).parents[1])
+
 from benchmarks.machine import machine
 from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.schema import CASE_ARRAYS

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+
+if not __package__:  # run by its path: beside it lies a script that has the name of a package
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.machine import machine
 from preprocess import run

@@ -32,6 +32,9 @@ from scipy.ndimage import convolve
 from scipy.optimize import linear_sum_assignment
 from skimage.segmentation import slic
 
+if not __package__:  # run by its path: beside it lies a script that has the name of a package
+    sys.path[0] = str(Path(__file__).parents[1])
+
 from benchmarks.machine import machine
 from preprocess.quality import METRICS, Comparison, compare, measure_slice
 from preprocess.superpixels import Method, slic_superpixels
