@@ -95,7 +95,7 @@ PREPROCESS = (
     Row("slices a second, one worker on one core", "", lambda v: f"{v['slices_per_second']:.0f}"),
     Row("peak memory of a worker", "3 x the largest case + 500 MB",
         lambda v: f"{v['peak_memory_bytes'] / 1e6:.0f} MB (largest case {v['largest_case_bytes'] / 1e6:.0f} MB)",
-        lambda v: v["peak_memory_bytes"] <= 3 * v["largest_case_bytes"] + 500e6),
+        lambda v: v["peak_memory_bytes"] <= v["peak_memory_bound_bytes"]),
     Row("ASP kernel against memcpy of the bytes it reads", "1.5 x at most", _times("asp_vs_memcpy"),
         _at_most("asp_vs_memcpy", 1.5)),
     Row("statistics kernel (int16) against memcpy", "1.5 x at most", _times("statistics_vs_memcpy"),

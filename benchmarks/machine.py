@@ -19,6 +19,16 @@ def machine(*packages: str) -> dict[str, Any]:
     }
 
 
+def conditions(data: Path, *packages: str, quick: bool) -> dict[str, Any]:
+    """What a benchmark was run with: the machine, the data set and whether it was a quick run."""
+    return {**machine(*packages), "data": data.resolve().name, "quick": quick}
+
+
+def as_text(values: dict[str, Any]) -> str:
+    """Such values as one line for people."""
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
 def _processor() -> str:
     """The processor's name where Linux tells it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -37,7 +37,7 @@ from scipy.ndimage import zoom
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.machine import machine
+from benchmarks.machine import as_text, conditions
 from benchmarks.slic import noise_level
 from preprocess.kernels.asp import superpixel_means
 from preprocess.kernels.statistics import channel_statistics
@@ -66,19 +66,15 @@ def main(data: Path, quick: bool, part: str | None) -> None:
     if part is not None:
         print(json.dumps(PARTS[part](data)))
         return
-    conditions = {
-        **machine("numpy", "numba", "zarr", "distributed", "SimpleITK"),
-        "data": data.resolve().name,
-        "quick": quick,
-    }
-    print(", ".join(f"{key} {value}" for key, value in conditions.items()))
+    run_with = conditions(data, "numpy", "numba", "zarr", "distributed", "SimpleITK", quick=quick)
+    print(as_text(run_with))
     with tempfile.TemporaryDirectory() as folder:
         try:
             made = make_data(data, Path(folder), num_cases=16 if quick else 64)
             figures = measure(Path(folder), num_rounds=2 if quick else 5)
         except SuperCLError as error:
             sys.exit(f"error: {error.message()}")
-    print(json.dumps({**conditions, **made, **figures}))
+    print(json.dumps({**run_with, **made, **figures}))
 
 
 # ---------------------------------------------------------------- the data
@@ -128,7 +124,7 @@ def make_data(data: Path, folder: Path, *, num_cases: int) -> dict[str, Any]:
         "has_ground_truth": "label" in files[0],
         "compression_ratio": len(files) * SLICES_PER_CASE * SIDE * SIDE * 2 / stored,
     }
-    print(", ".join(f"{key} {value}" for key, value in made.items()))
+    print(as_text(made))
     return made
 
 

@@ -22,7 +22,7 @@ import zarr
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.machine import machine
+from benchmarks.machine import as_text, machine
 from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.schema import CASE_ARRAYS
 
@@ -32,7 +32,7 @@ ROUNDS = 15
 
 def main() -> None:
     """Print all figures for one cache."""
-    print(", ".join(f"{key} {value}" for key, value in machine("numpy", "zarr").items()))
+    print(as_text(machine("numpy", "zarr")))
     with tempfile.TemporaryDirectory() as folder:
         cache = open_cache(Path(sys.argv[1]) if len(sys.argv) > 1 else _phantom_cache(Path(folder)))
         shapes = sorted({row.shape for row in cache.done})

@@ -10,7 +10,6 @@ Then whole runs on all cores, for several numbers of cases and workers. The last
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,13 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import SimpleITK as sitk
 
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.machine import machine
+from benchmarks.machine import as_text, conditions
 from preprocess import run
 from preprocess.cluster import software
 from preprocess.pipeline import PreprocessConfig
@@ -39,17 +39,18 @@ NUM_CASES = (100, 1_000, 10_000)
 NUM_CASES_QUICK = (30, 300)
 
 
-def main() -> None:
+@click.command(help=__doc__)
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="A data set in MSD layout.")
+@click.option("--quick", is_flag=True, help=f"{NUM_CASES_QUICK[-1]} cases at most.")
+def main(data: Path, quick: bool) -> None:
     """Print the table for people, then the figures as JSON."""
-    parser = argparse.ArgumentParser(description="Cost of a case beside its computation.")
-    parser.add_argument("--data", type=Path, required=True, help="a folder in MSD layout")
-    parser.add_argument("--quick", action="store_true", help=f"{NUM_CASES_QUICK[-1]} cases at most")
-    arguments = parser.parse_args()
-    counts = NUM_CASES_QUICK if arguments.quick else NUM_CASES
+    run_with = conditions(data, "numpy", "numba", "zarr", "distributed", "SimpleITK", quick=quick)
+    print(as_text(run_with))
+    counts = NUM_CASES_QUICK if quick else NUM_CASES
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in counts:
-            write_cases(folder / str(count), discover(arguments.data), count)
+            write_cases(folder / str(count), discover(data), count)
         cores = os.sched_getaffinity(0)
         run(folder / str(counts[0]), folder / "warm.zarr", num_workers=1)  # compiles the kernels
         os.sched_setaffinity(0, {min(cores)})
@@ -76,9 +77,7 @@ def main() -> None:
         "num_cases": count,
         "shape_zyx": SHAPE_ZYX,
         "runs": rows,
-        **machine("numpy", "numba", "zarr", "distributed", "SimpleITK"),
-        "data": arguments.data.resolve().name,
-        "quick": arguments.quick,
+        **run_with,
     }
     print(json.dumps(figures))
 

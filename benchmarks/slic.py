@@ -35,7 +35,7 @@ from skimage.segmentation import slic
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.machine import machine
+from benchmarks.machine import as_text, conditions
 from preprocess.quality import METRICS, Comparison, compare, measure_slice
 from preprocess.superpixels import Method, slic_superpixels
 from supercl_core.errors import SuperCLError
@@ -112,13 +112,9 @@ def main(data: Path, quick: bool) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     cv2.setNumThreads(1)
-    conditions = {
-        **machine("numpy", "numba", "scikit-image", "SimpleITK"),
-        "opencv": cv2.__version__,
-        "data": data.resolve().name,
-        "quick": quick,
-    }
-    print(", ".join(f"{key} {value}" for key, value in conditions.items()) + "; one core used")
+    packages = ("numpy", "numba", "scikit-image", "SimpleITK")
+    run_with = {**conditions(data, *packages, quick=quick), "opencv": cv2.__version__}
+    print(f"{as_text(run_with)}; one core used")
     try:
         cases = discover(data).cases
         cases = tuple(case for case in cases if case.label_path) or cases
@@ -126,7 +122,7 @@ def main(data: Path, quick: bool) -> None:
         quality = measure_quality(_spread(cases, 12 if quick else 300), slices_per_case=2 if quick else 5)
     except SuperCLError as error:
         sys.exit(f"error: {error.message()}")
-    print(json.dumps({**conditions, **speed, **quality}))
+    print(json.dumps({**run_with, **speed, **quality}))
 
 
 def measure_speed(cases: list[CaseSource], *, num_rounds: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,6 +197,7 @@ def quality(cache: Path, num_slices: int, workers: int | None, picture: Path | N
     from rich.console import Console
 
     from preprocess import quality_report
+    from preprocess.runner import num_cores
     from supercl_core.cache_reader import open_cache
     from supercl_core.errors import UsageError
 
@@ -212,7 +212,7 @@ def quality(cache: Path, num_slices: int, workers: int | None, picture: Path | N
     opened = open_cache(cache)
     if picture is not None:
         quality_report.write_picture(picture, opened)
-    values = quality_report.assess(opened, num_slices=num_slices, num_workers=workers or os.cpu_count() or 1)
+    values = quality_report.assess(opened, num_slices=num_slices, num_workers=workers or num_cores())
     if as_json:
         click.echo(json.dumps(values, indent=1))
     else:
