@@ -17,11 +17,17 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from supercl_core.errors import UsageError
+from supercl_core.files import check_plain, parse_toml, read_toml
 
 ConfigT = TypeVar("ConfigT")
+
+LARGEST_FILE_BYTES: Final = 1 << 16
+"""A settings file has a few kilobytes, and parsing TOML takes time that grows with the square of a key's length."""
+_SHOWN: Final = 200
+"""Characters of a wrong key or value in a message."""
 
 
 def resolve(
@@ -72,9 +78,9 @@ def from_dict(
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
             raise UsageError(
-                f"There is no setting {prefix + key!r}.",
+                f"There is no setting {(prefix + key)[:_SHOWN]!r}.",
                 expected="one of " + ", ".join(fields),
-                found=prefix + key,
+                found=(prefix + key)[:_SHOWN],
                 next_step=f"Did you mean {prefix + close[0]!r}?" if close else "Remove it, or see --help.",
             )
         factory = fields[key].default_factory
@@ -91,7 +97,7 @@ def check_setting(name: str, value: object, valid: bool, expected: object) -> No
         raise UsageError(
             f"The setting {name!r} is out of range.",
             expected=expected,
-            found=value,
+            found=str(value)[:_SHOWN],
             next_step="See --help for the settings and their defaults.",
         )
 
@@ -119,8 +125,7 @@ def _merge(into: dict[str, Any], settings: Mapping[str, Any]) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return read_toml(path, limit_bytes=LARGEST_FILE_BYTES)
     except OSError as error:
         raise UsageError(
             "The settings file cannot be read.",
@@ -128,12 +133,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
             found=error.strerror,
             next_step="Check the path given with --config.",
         ) from error
-    except ValueError as error:  # bad TOML, or not even UTF-8
+    except ValueError as error:
         raise UsageError(
             "The settings file is not valid TOML.",
             where=path,
+            expected=f"a TOML file in UTF-8 of at most {LARGEST_FILE_BYTES:,} bytes",
             found=error,
-            next_step="Mend the line named above.",
+            next_step="Mend what is named above.",
         ) from error
 
 
@@ -147,13 +153,26 @@ def _parse_assignment(assignment: str) -> dict[str, Any]:
             next_step="Write the key, an equals sign and the value without blanks around it.",
         )
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    nested: Any = value
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
+        nested = _value(text)
+        for part in reversed(key.strip().split(".")):
+            nested = {part: nested}
+        check_plain(nested)
+    except ValueError as error:
+        raise UsageError(
+            "The setting cannot be used.",
+            where=f"--set {assignment[:_SHOWN]}",
+            found=error,
+            next_step="See --help for the settings and their defaults.",
+        ) from error
     return nested
+
+
+def _value(text: str) -> Any:
+    try:
+        table = parse_toml(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word
+    return table["value"] if len(table) == 1 else text
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
@@ -181,6 +200,6 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     raise UsageError(
         f"The setting {key!r} has a value of the wrong type.",
         expected=getattr(hint, "__name__", str(hint)),
-        found=repr(value),
+        found=repr(value)[:_SHOWN],
         next_step="See --help for the settings and their defaults.",
     )

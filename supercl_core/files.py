@@ -1,18 +1,27 @@
-"""Files and folders that are either whole or absent: written beside their place, then renamed.
+"""Files that are whole or absent when written, and that can do no harm when read.
 
-Called wherever something of ours reaches the disk. A rename within one folder is atomic on local and on
-network file systems; a killed process leaves at most a `.wip` sibling, which the next run replaces.
+Writing goes beside the place, then renames: atomic within one folder on local and on network file systems; a killed
+process leaves at most a `.wip` sibling, which the next run replaces. Reading text, JSON or TOML takes nothing but
+regular files of a bounded size, and gives nothing but values that the rest of the project can handle; whatever else
+is there raises ValueError or OSError with one line of reason, which callers turn into an error of their own.
+Called wherever something of ours reaches the disk or comes from it, volumes and the cache's arrays excepted.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+DEEPEST: Final = 50
+"""Levels of nesting at most in what is read, far from where Python's recursion ends."""
 
 
 def wip_path(path: Path) -> Path:
@@ -63,3 +72,90 @@ def replace_folder(wip: Path, path: Path) -> None:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         wip.rename(path)
+
+
+def read_text(path: Path, *, limit_bytes: int) -> str:
+    """The text of a regular UTF-8 file of at most `limit_bytes`; a byte order mark is left out.
+
+    Raises OSError where the file cannot be opened, and ValueError for a pipe, a device or a folder, for a larger file
+    and for other bytes than UTF-8.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        content = file.read(
+            min(status.st_size, limit_bytes) + 1
+        )  # as much memory as is asked for is taken at once
+    if len(content) > limit_bytes:
+        raise ValueError(f"a file of more than {limit_bytes:,} bytes")
+    return content.decode("utf-8-sig")
+
+
+def read_json(path: Path, *, limit_bytes: int) -> Any:
+    """The value in a JSON file of at most `limit_bytes`. Raises as `read_text` and `parse_json` do."""
+    return parse_json(read_text(path, limit_bytes=limit_bytes))
+
+
+def read_toml(path: Path, *, limit_bytes: int) -> dict[str, Any]:
+    """The table in a TOML file of at most `limit_bytes`. Raises as `read_text` and `parse_toml` do."""
+    return parse_toml(read_text(path, limit_bytes=limit_bytes))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises ValueError for bad JSON and for what is legal in a text but not safe in a program: keys that appear twice,
+    nesting below `DEEPEST` levels, integers beyond 64 bits, NaN and infinities, and texts that are no Unicode or hold
+    the character NUL.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from None
+    check_plain(value)
+    return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text. Raises ValueError as `parse_json` does; NaN and infinities are refused too."""
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from None
+    check_plain(table)
+    return table
+
+
+def check_plain(value: Any, levels: int = DEEPEST) -> None:
+    """Raise ValueError for what no `parse_json` gives, anywhere in `value` (of dicts, lists, texts and numbers)."""
+    if levels == 0 and isinstance(value, dict | list):
+        raise ValueError(f"nested deeper than {DEEPEST} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_plain(key, levels)
+            check_plain(item, levels - 1)
+    elif isinstance(value, list):
+        for item in value:
+            check_plain(item, levels - 1)
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a text with the character NUL")
+        value.encode()  # half of a surrogate pair is no text
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError("an integer of more than 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the number {value}")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block for ever
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key[:80]!r} appears twice")
+        values[key] = value
+    return values

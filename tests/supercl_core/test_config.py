@@ -152,3 +152,44 @@ def test_what_a_nested_table_leaves_open_comes_from_the_default_of_its_field() -
     assert resolve(Tuning, assignments=["optimiser.lr=0.5"]) == Tuning(
         optimiser=Optimiser(kind="adamw", lr=0.5)
     )
+
+
+# ---------------------------------------------------------------- harmful settings, found by fuzzing
+
+HARMFUL_VALUES = {
+    "steps=" + "9" * 5000: "limit",
+    "steps=0x" + "f" * 5000: "64 bits",
+    "optimiser.lr=nan": "number nan",
+    "optimiser.lr=-inf": "number -inf",
+    "name=a\udcff": "surrogates not allowed",
+    "weights=" + "[" * 2000: "nested deeper",
+    "a." * 5000 + "a=1": "nested deeper",
+}
+
+
+@pytest.mark.parametrize("assignment", HARMFUL_VALUES, ids=lambda text: text[:12])
+def test_a_value_that_no_setting_can_have_is_a_usage_error(assignment: str) -> None:
+    with pytest.raises(UsageError, match=HARMFUL_VALUES[assignment]) as caught:
+        resolve(Training, assignments=[assignment])
+    assert len(caught.value.message()) < 600
+
+
+def test_an_assignment_of_several_lines_sets_one_thing() -> None:
+    assert resolve(Training, assignments=["name=1\nsteps=7"]) == Training(name="1\nsteps=7")
+
+
+@pytest.mark.parametrize(
+    "content", [b"a=" + b"[" * 50_000, b"steps = 1\n" + b"#" * 70_000, b"\xff", b"name = nan"]
+)
+def test_a_harmful_settings_file_is_a_usage_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.toml").write_bytes(content)
+    with pytest.raises(UsageError, match="not valid TOML"):
+        resolve(Training, config_path=tmp_path / "x.toml")
+
+
+def test_long_keys_and_values_do_not_flood_the_terminal(tmp_path: Path) -> None:
+    for text in ("x" * 60_000 + " = 1", f"steps = '{'x' * 60_000}'"):
+        (tmp_path / "x.toml").write_text(text)
+        with pytest.raises(UsageError) as caught:
+            resolve(Training, config_path=tmp_path / "x.toml")
+        assert len(caught.value.message()) < 1000
