@@ -10,6 +10,7 @@ case is that of its arrays as stored. A volume of another type takes its own siz
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -22,10 +23,20 @@ from preprocess.superpixels import MAX_SUPERPIXELS, Method, slic_superpixels
 from supercl_core import intensity
 from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.schema import ASP_GRID, STATISTICS
-from supercl_core.volumes import Volume, orientation
+from supercl_core.volumes import Geometry, Volume, orientation
 
 QUANTISED_PERCENTILES: Final = (0.01, 99.99)
 """Window that `image_dtype = int16` spreads over 16 bits, in percent of all voxels."""
+
+LARGEST_SHIFT: Final = 0.1
+"""Of a label map against its image, in units of the smallest spacing: far above rounding, below what matters."""
+
+LARGEST_SPREAD: Final = 1e6
+"""Range of a channel in units of that of its middle 99 %; beyond it, that is one grey in the window of its slices."""
+
+
+COMPUTATION: Final = "1"
+"""Raised whenever equal files and settings would give other bytes in a case: part of what identifies a case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +87,13 @@ class PreprocessConfig:
             )
 
 
+def kernels_version(config: PreprocessConfig) -> str:
+    """Version of what computes a case with these settings."""
+    if config.slic == "skimage":
+        return f"{COMPUTATION}, scikit-image {importlib.metadata.version('scikit-image')}"
+    return COMPUTATION
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaseArrays:
     """What is computed of one case: the arrays of the schema, and what its row and attributes say of them."""
@@ -91,8 +109,9 @@ def process_case(
     """Superpixels, ASP maps, statistics and storage form of one case.
 
     The arrays returned share memory with the volumes where they are the same. Raises SuperCLError when image and
-    label differ in shape, when a label is no declared class, when the number of channels is not the data set's, when
-    no voxel is foreground, or when a slice falls into more superpixels than there are ids.
+    label differ in shape or place, when a label is no declared class, when the number of channels is not the data
+    set's, when outliers leave nothing to be seen of the other values, when no voxel is foreground, or when a slice
+    falls into more superpixels than there are ids. Spacing and place do not count with `spacing = unknown`.
     """
     shape = image.array_CZYX.shape
     if shape[0] != num_channels:
@@ -102,12 +121,22 @@ def process_case(
             found=f"{shape[0]} in shape (c, z, y, x) = {shape}",
             next_step="Preprocess volumes of different kinds into caches of their own.",
         )
+    if config.spacing == "file" and image.geometry.spacing_problem:
+        raise SuperCLError(
+            "The volume's spacing cannot be right.",
+            expected="numbers above 0",
+            found=image.geometry.spacing_problem,
+            next_step="Mend the header, or preprocess the data set with --set spacing=unknown.",
+        )
     arrays = {}
     if label is not None:
         arrays["ground_truth"] = _checked_ground_truth(label, shape[1:], num_classes)
+        if config.spacing == "file":
+            _check_place(label.geometry, image.geometry, shape[1:])
     geometry, stored = image.geometry, intensity.to_stored(image.array_CZYX)
     del image, label  # a volume that was converted is not needed any more
     statistics = _statistics(stored)
+    _check_outliers(statistics)
     superpixels_ZYX, asp_ZGG = _superpixels_and_asp(stored, config)
     if config.image_dtype == "int16" and stored.array_CZYX.dtype.kind == "f":
         low, high = percentiles(stored.array_CZYX, QUANTISED_PERCENTILES)
@@ -195,6 +224,52 @@ def _statistics(image: intensity.StoredImage) -> tuple[tuple[float, ...], ...]:
         tuple(value + offset for value, offset in zip(channel_statistics(channel), offsets, strict=True))
         for channel in image.array_CZYX
     )
+
+
+def _check_outliers(statistics: tuple[tuple[float, ...], ...]) -> None:
+    for minimum, low, high, maximum, *_ in statistics:
+        if high > low and maximum - minimum > LARGEST_SPREAD * (high - low):
+            raise SuperCLError(
+                "A few values are so large that nothing is left to be seen of the others.",
+                expected=f"a range of at most {LARGEST_SPREAD:,.0f} times that of 99 % of the voxels",
+                found=f"{minimum:g} to {maximum:g}, and 99 % of the voxels in {low:g} to {high:g}",
+                next_step="Clip the volume, or check how it was exported.",
+            )
+
+
+def _check_place(label: Geometry, image: Geometry, shape_ZYX: tuple[int, ...]) -> None:
+    """Raise SuperCLError unless the corners of both grids lie at the same places.
+
+    Where one of the files does not say how it lies in space, spacing alone is compared.
+    """
+    parts = ["spacing_mm", "origin_mm", "direction"] if label.oriented and image.oriented else ["spacing_mm"]
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape_ZYX[::-1]) - 1)
+    difference_mm = corners * label.spacing_mm - corners * image.spacing_mm
+    if len(parts) > 1:
+        label_mm, image_mm = (
+            corners * grid.spacing_mm @ np.reshape(grid.direction, (3, 3)).T + grid.origin_mm
+            for grid in (label, image)
+        )
+        difference_mm = label_mm - image_mm
+    shift_mm = float(np.linalg.norm(difference_mm, axis=1).max())
+    largest_mm = LARGEST_SHIFT * min(image.spacing_mm)
+    if shift_mm <= largest_mm:
+        return
+    raise SuperCLError(
+        "The label map lies elsewhere than its image.",
+        expected=f"corners at most {largest_mm:.3g} mm apart",
+        found=f"{shift_mm:.3g} mm: "
+        + "; ".join(
+            f"{part} {_rounded(getattr(label, part))} instead of {_rounded(getattr(image, part))}"
+            for part in parts
+            if not np.allclose(getattr(label, part), getattr(image, part), atol=1e-4)
+        ),
+        next_step="Resample the label map to the image, or preprocess the data set with --set spacing=unknown.",
+    )
+
+
+def _rounded(values: tuple[float, ...]) -> list[float]:
+    return (np.round(values, 4) + 0.0).tolist()  # without -0.0
 
 
 def _checked_ground_truth(label: Volume, shape_ZYX: tuple[int, ...], num_classes: int) -> np.ndarray:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from supercl_core.errors import SuperCLError
+
+_LARGEST_ERROR: Final = 1e-3
+"""Of what is stored in single precision, as a part of the volume's range: a thousand greys at least are left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +35,10 @@ def to_stored(array_CZYX: np.ndarray) -> StoredImage:
     """Store a volume without loss where it can be: 16-bit integers where these are exact, else float32.
 
     `array_CZYX`: any real dtype, finite. int16 and float32 arrays that stay as they are share their memory with
-    the result. Raises SuperCLError for values that float32 cannot hold.
+    the result. Raises SuperCLError for values that float32 cannot hold, or cannot tell apart.
     """
-    low, high = float(array_CZYX.min()), float(array_CZYX.max())
+    lowest, highest = array_CZYX.min().item(), array_CZYX.max().item()
+    low, high = float(lowest), float(highest)
     whole = array_CZYX.dtype.kind in "iub" or all(
         np.array_equal(part, np.rint(part)) for part in _slices(array_CZYX)
     )
@@ -59,6 +64,15 @@ def to_stored(array_CZYX: np.ndarray) -> StoredImage:
     if stored is not array_CZYX:
         pairs = zip(_slices(array_CZYX), _slices(stored), strict=True)
         error = max(float(np.abs(stored_part.astype(np.float64) - part).max()) for part, stored_part in pairs)
+        # Of integers beyond 2**53, double precision does not see the error either; the range tells.
+        lost = abs(float(stored.max()) - float(stored.min()) - (highest - lowest))
+        if max(error, lost) > _LARGEST_ERROR * (highest - lowest):
+            raise SuperCLError(
+                "Single precision cannot tell the volume's values apart.",
+                expected=f"errors of at most {_LARGEST_ERROR:g} of the range of values",
+                found=f"{max(error, lost):.3g} in {lowest} to {highest}",
+                next_step="Subtract an offset from the volume, or check how it was exported.",
+            )
     return StoredImage(array_CZYX=stored, largest_error=error)
 
 

@@ -8,21 +8,27 @@ without any. Says nothing about which files a data set has: that is `supercl_cor
 
 from __future__ import annotations
 
-import io
 import math
-import zlib
-from contextlib import ExitStack
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, printable
 from supercl_core.files import atomic_file
+from supercl_core.volume_files import check_shape, damaged, unpacked
+from supercl_core.volume_headers import SPACINGS_MM, NiftiHeader, VolumeFile, check_axes, inspect_file
 
 _UNPACKED_AT_ONCE: Final = 1 << 20
 """Bytes."""
+_FARTHEST_MM: Final = 1e9
+_MOST_PADDING: Final = 4096
+"""Bytes behind the last voxel that are no sign of a wrong header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,10 @@ class Geometry:
     origin_mm: tuple[float, float, float]
     direction: tuple[float, ...]
     """Row-major 3 x 3 direction cosines."""
+    oriented: bool = True
+    """Whether the file says how the volume lies in space; where not, origin and direction are its format's default."""
+    spacing_problem: str = ""
+    """Why the file's spacing cannot be right (1 then stands for what is not); empty where it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,41 +67,27 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read the shape and pixel type of a volume without its values.
 
-    Raises SuperCLError when the file is missing or no volume.
+    Raises SuperCLError when the file is missing, no volume, or smaller than what it declares.
     """
-    reader = _reader(path)
-    _run(path, reader.ReadImageInformation)
-    size = list(reader.GetSize())
-    num_channels = reader.GetNumberOfComponents()
-    if len(size) == 4:
-        num_channels *= size[3]
-    size = [*size[:3], 1][:3]
-    sitk = _simpleitk()
-    return Header(
-        shape=(num_channels, size[2], size[1], size[0]),
-        dtype=sitk.GetPixelIDValueAsString(reader.GetPixelID()),
-    )
+    with _reader(path) as (_, reader):
+        return _header(reader)
 
 
 def read_volume(path: Path) -> Volume:
     """Read a 2-D, 3-D or multi-channel volume as (c, z, y, x); channels are the fourth axis or vector components.
 
-    Raises SuperCLError when the file is missing, damaged or no volume, when a dimension is zero, or when a value
-    is NaN or infinite.
+    Raises SuperCLError when the file is missing, damaged, no volume or smaller than what it declares, when its axes
+    are not perpendicular, or when a value is NaN or infinite. Memory is asked for only where the file can fill it.
     """
-    reader = _reader(path)
-    _run(path, reader.ReadImageInformation)
-    nifti = _read_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else None
-    if nifti is not None and _is_scalar(nifti, reader):
-        array = stored = _rescaled(nifti, reader)
-        geometry = _geometry(reader)
-    else:
-        image = _run(path, reader.Execute)
-        array = _channels_first(path, image)
-        stored = nifti.values if nifti is not None and nifti.values.dtype.kind == "f" else array
-        geometry = _geometry(image)
-    if array.size == 0:
-        raise _empty(path, array.shape[1:])
+    with _reader(path) as (file, reader):
+        geometry = _geometry(path, file, reader)
+        header = file.nifti
+        values = None if header is None else _read_nifti(file, header)
+        if header is not None and values is not None and _is_scalar(values, reader):
+            array = stored = _rescaled(values, header, reader)
+        else:
+            array = _channels_first(_run(path, reader.Execute))
+            stored = values if values is not None and values.dtype.kind == "f" else array
     if array.dtype.kind == "c":
         raise SuperCLError(
             "The volume holds complex numbers.",
@@ -105,7 +101,9 @@ def read_volume(path: Path) -> Volume:
 
 
 def orientation(geometry: Geometry) -> str:
-    """The anatomical directions in which x, y and z grow, such as `LPS`."""
+    """The anatomical directions in which x, y and z grow, such as `LPS`; `unknown` where the file does not say."""
+    if not geometry.oriented:
+        return "unknown"
     return _simpleitk().DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
 
 
@@ -137,144 +135,126 @@ def _check_finite(path: Path, array_CZYX: np.ndarray) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Nifti:
-    """The content of a NIfTI file."""
+def _read_nifti(file: VolumeFile, header: NiftiHeader) -> np.ndarray:
+    """Unpack the values of a NIfTI file once, straight to where they stay: as stored, in native byte order.
 
-    values: np.ndarray
-    """As stored, in native byte order; axes in the order of memory, so that x is the last."""
-    slope: float
-    intercept: float
-
-
-def _read_nifti(path: Path) -> _Nifti:
-    """Unpack a NIfTI file once, straight to where its values stay.
-
-    Raises SuperCLError when the file is cut off, its gzip checksum is wrong or a dimension is zero.
+    Raises SuperCLError when the file is cut off, longer than its header says, or its gzip checksum is wrong.
     """
-    import nibabel
-    from isal import igzip
-    from isal.igzip_lib import IsalError
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        with ExitStack() as stack:
-            file: Any = stack.enter_context(path.open("rb"))
-            if file.peek(2).startswith(b"\x1f\x8b"):
-                unpacked = stack.enter_context(igzip.open(file))
-                file = stack.enter_context(io.BufferedReader(unpacked, _UNPACKED_AT_ONCE))
-            header = nibabel.Nifti1Header.from_fileobj(file)
-            shape, dtype = header.get_data_shape()[::-1], header.get_data_dtype()
-            if 0 in shape:
-                raise _empty(path, shape)
-            values = np.empty(shape, dtype)
-            file.seek(header.get_data_offset())
-            num_read = file.readinto(values.reshape(-1).view(np.uint8))
-            if num_read < values.nbytes:
-                raise EOFError(f"{num_read:,} bytes of voxels where the header asks for {values.nbytes:,}")
-            while file.read(_UNPACKED_AT_ONCE):
-                pass  # the checksum is behind the last byte
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        IsalError,  # type: ignore[misc]  # its stubs call the class an instance
-        ImageFileError,
-        HeaderDataError,
-    ) as error:
-        raise SuperCLError(
-            "The file is damaged.",
-            where=path,
-            expected="a NIfTI file with all its voxels and the right checksum",
-            found=error,
-            next_step="Copy or export it again.",
-        ) from error
-    if not dtype.isnative:
-        values = values.byteswap(inplace=True).view(dtype.newbyteorder("="))
-    return _Nifti(values=values, slope=float(header["scl_slope"]), intercept=float(header["scl_inter"]))
+    values = np.empty(header.shape, header.dtype)
+    with unpacked(file.data_path, _UNPACKED_AT_ONCE) as data:
+        data.seek(header.offset_bytes)
+        num_read = data.readinto(values.reshape(-1).view(np.uint8))
+        num_behind = len(data.read(_MOST_PADDING + 1))  # the checksum is behind the last byte
+    if num_read < values.nbytes:
+        raise damaged(
+            file.data_path, f"{num_read:,} bytes of voxels where the header asks for {values.nbytes:,}"
+        )
+    if num_behind > _MOST_PADDING:
+        raise damaged(
+            file.data_path, f"more values than the header's shape {header.shape} (columns last) has voxels"
+        )
+    if not header.dtype.isnative:
+        values = values.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
+    return values
 
 
-def _is_scalar(nifti: _Nifti, reader: Any) -> bool:
+def _is_scalar(values: np.ndarray, reader: Any) -> bool:
     """Whether each stored number is one voxel of the image that SimpleITK makes of the file."""
     return (
-        nifti.values.dtype.kind in "iuf"
+        values.dtype.kind in "iuf"
         and reader.GetNumberOfComponents() == 1
-        and reader.GetDimension() <= 4
-        and math.prod(reader.GetSize()) == nifti.values.size
+        and math.prod(reader.GetSize()) == values.size
     )
 
 
-def _rescaled(nifti: _Nifti, reader: Any) -> np.ndarray:
+def _rescaled(values: np.ndarray, header: NiftiHeader, reader: Any) -> np.ndarray:
     """The values as (c, z, y, x), with the file's slope and intercept: what SimpleITK makes of them, bit by bit."""
-    size = [*reader.GetSize(), 1, 1][:4]
-    array = nifti.values.reshape(size[::-1])
-    slope = nifti.slope if math.isfinite(nifti.slope) and nifti.slope != 0 else 1.0
-    intercept = nifti.intercept if math.isfinite(nifti.intercept) else 0.0
+    size = [*reader.GetSize(), 1, 1, 1][:4]
+    array = values.reshape(size[::-1])
+    slope = header.slope if math.isfinite(header.slope) and header.slope != 0 else 1.0
+    intercept = header.intercept if math.isfinite(header.intercept) else 0.0
     tiny = float(np.finfo(np.float64).eps)
     if abs(slope) <= tiny or (abs(slope - 1) <= tiny and abs(intercept) <= tiny):
         return array
     array = array.astype(np.float64 if array.dtype == np.float64 else np.float32, copy=False)
     for channel in array:
         for part in channel:
-            part[...] = part.astype(np.float64) * slope + intercept
+            with np.errstate(over="ignore", invalid="ignore"):  # found as infinite values, and said
+                part[...] = part.astype(np.float64) * slope + intercept
     return array
 
 
-def _channels_first(path: Path, image: Any) -> np.ndarray:
+def _channels_first(image: Any) -> np.ndarray:
     """The values of a SimpleITK image as (c, z, y, x)."""
     array = _simpleitk().GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     elif image.GetDimension() < 4:
         array = array[None]
-    if image.GetDimension() == 2:
-        array = array[:, None]
-    if array.ndim != 4:
-        raise SuperCLError(
-            "The volume has more axes than channels, slices, rows and columns.",
-            where=path,
-            expected="2, 3 or 4 axes",
-            found=f"size {image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} components",
-            next_step="Split the file into one volume per time point.",
-        )
-    return array
+    return array[:, None] if image.GetDimension() == 2 else array
 
 
-def _empty(path: Path, shape: tuple[int, ...]) -> SuperCLError:
-    return SuperCLError(
-        "The volume is empty.",
-        where=path,
-        expected="at least one voxel along every axis",
-        found=f"shape {shape}, columns last",
-        next_step="Remove the file or export the volume again.",
-    )
-
-
-def _geometry(image: Any) -> Geometry:
-    """Geometry of a SimpleITK image of 2 to 4 dimensions; what a 2-D image lacks is 1, 0 and identity."""
-    dimension = image.GetDimension()
+def _geometry(path: Path, file: VolumeFile, reader: Any) -> Geometry:
+    """Geometry of a file of 2 to 4 dimensions; what a 2-D image lacks is 1, 0 and identity."""
+    dimension = reader.GetDimension()
     used = min(dimension, 3)
     direction = np.eye(3)
-    direction[:used, :used] = np.reshape(image.GetDirection(), (dimension, dimension))[:used, :used]
+    direction[:used, :used] = np.reshape(reader.GetDirection(), (dimension, dimension))[:used, :used]
+    check_axes(path, direction)
+    origin_mm = tuple([*reader.GetOrigin(), 0.0, 0.0][:3])
+    if not np.abs(origin_mm).max() <= _FARTHEST_MM:
+        raise damaged(
+            path, f"the origin {origin_mm}", expected=f"coordinates of at most {_FARTHEST_MM:,.0f} mm"
+        )
+    declared = np.array([*reader.GetSpacing(), 1.0, 1.0][:3])
+    usable = (declared >= SPACINGS_MM[0]) & (declared <= SPACINGS_MM[1])
+    problem = file.nifti.spacing_problem if file.nifti is not None else ""
+    if not problem and not usable.all():
+        problem = f"a spacing (x, y, z) of {tuple(declared.tolist())}"
     return Geometry(
-        spacing_mm=(*image.GetSpacing()[:3], 1.0)[:3],
-        origin_mm=(*image.GetOrigin()[:3], 0.0)[:3],
+        spacing_mm=tuple(np.where(usable, declared, 1.0).tolist()),
+        origin_mm=origin_mm,
         direction=tuple(direction.ravel().tolist()),
+        oriented=file.nifti is None or file.nifti.oriented,
+        spacing_problem=problem,
     )
 
 
-def _reader(path: Path) -> Any:
-    if not path.is_file():
-        raise SuperCLError(
-            "The file does not exist.",
-            where=path,
-            next_step="Check the path, or remove the case from the data set's list.",
-        )
-    reader = _simpleitk().ImageFileReader()
-    reader.SetFileName(str(path))
-    return reader
+def _header(reader: Any) -> Header:
+    size = [*reader.GetSize(), 1, 1, 1][:4]
+    return Header(
+        shape=(reader.GetNumberOfComponents() * size[3], size[2], size[1], size[0]),
+        dtype=_simpleitk().GetPixelIDValueAsString(reader.GetPixelID()),
+    )
+
+
+@contextmanager
+def _reader(path: Path) -> Iterator[tuple[VolumeFile, Any]]:
+    """A SimpleITK reader that has read the header of a file which can hold what that declares."""
+    sitk = _simpleitk()
+    file = inspect_file(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(file.image_io)
+    with ExitStack() as stack:
+        name = path
+        if file.misnamed_gzip:  # SimpleITK goes by the name
+            name = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "volume.nii.gz"
+            name.symlink_to(path.resolve())
+        reader.SetFileName(str(name))
+        _run(path, reader.ReadImageInformation)
+        size, num_components = reader.GetSize(), reader.GetNumberOfComponents()
+        if len(size) + (num_components > 1) > 4:
+            raise SuperCLError(
+                "The volume has more axes than channels, slices, rows and columns.",
+                where=path,
+                expected="2, 3 or 4 axes",
+                found=f"size {size} with {num_components} components",
+                next_step="Split the file into one volume per time point.",
+            )
+        if file.nifti is None:  # of a NIfTI file, this is the type after rescaling
+            itemsize = sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent()
+            check_shape(path, (num_components, *size[::-1]), itemsize, file.room_bytes)
+        yield file, reader
 
 
 def _run(path: Path, action: Any) -> Any:
@@ -282,11 +262,13 @@ def _run(path: Path, action: Any) -> Any:
         return action()
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Addresses in memory and the full path differ from run to run, and the reason is stored.
+        reason = re.sub(r"\(0x[0-9a-f]+\)|\S*/(?=\S*\.)", "", lines[-1] if lines else "no reason given")
         raise SuperCLError(
             "The file cannot be read as a volume.",
             where=path,
             expected="a format that SimpleITK reads, undamaged",
-            found=lines[-1] if lines else "no reason given",
+            found=printable(reason),
             next_step="Open it with another viewer; remove it or export it again if that fails too.",
         ) from None
 

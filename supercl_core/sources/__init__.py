@@ -6,11 +6,12 @@ Called by preprocessing and prediction.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, storage_error
 from supercl_core.sources import folder, msd
-from supercl_core.sources.base import CaseSource, DataSource
+from supercl_core.sources.base import CaseSource, DataSource, with_usable_ids
 
 __all__ = ["CaseSource", "DataSource", "discover"]
 
@@ -21,8 +22,17 @@ _LAYOUTS = (msd, folder)
 def discover(path: Path) -> DataSource:
     """List the cases of the folder `path`, without reading any volume.
 
-    Raises SuperCLError when the folder is missing or empty, when no layout fits, or when two cases would get one id.
+    What is wrong with one case (two files of one name, a name that cannot be an id, an entry of a list that leads
+    outside the folder) is said in its `problem`. Raises SuperCLError when the folder is missing, cannot be listed or is
+    empty, and when no layout fits.
     """
+    try:
+        return _discovered(path)
+    except OSError as error:
+        raise storage_error(error, where=path) from None
+
+
+def _discovered(path: Path) -> DataSource:
     if not path.is_dir():
         raise SuperCLError(
             "The input folder does not exist.",
@@ -34,8 +44,7 @@ def discover(path: Path) -> DataSource:
     for layout in _LAYOUTS:
         if layout.matches(path):
             source = layout.read(path)
-            _check_ids(source, path)
-            return source
+            return dataclasses.replace(source, cases=with_usable_ids(source.cases))
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     raise SuperCLError(
@@ -45,17 +54,3 @@ def discover(path: Path) -> DataSource:
         found=shown or "an empty folder",
         next_step="Arrange the files in one of these layouts, or point to the folder that holds them.",
     )
-
-
-def _check_ids(source: DataSource, path: Path) -> None:
-    seen: dict[str, CaseSource] = {}
-    for case in source.cases:
-        if case.id in seen:
-            raise SuperCLError(
-                f"Two files would become the case {case.id!r}.",
-                where=path,
-                expected="one volume a case",
-                found=f"{seen[case.id].image_path} and {case.image_path}",
-                next_step="Rename or remove one of them.",
-            )
-        seen[case.id] = case

@@ -9,13 +9,18 @@ TASK/
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, printable
 from supercl_core.sources.base import CaseSource, DataSource, without_suffix
 
 EXPECTED = "msd: dataset.json, imagesTr/, labelsTr/ (Medical Segmentation Decathlon)"
+
+_MOST_BYTES: Final = 1 << 26
+"""Of dataset.json: half a million cases."""
+_MOST_CLASSES: Final = 256
+"""Ground truth is stored in a byte."""
 
 
 def matches(path: Path) -> bool:
@@ -26,29 +31,35 @@ def matches(path: Path) -> bool:
 def read(path: Path) -> DataSource:
     """The cases that dataset.json lists: `training` with labels, `test` without.
 
-    Raises SuperCLError when dataset.json is unreadable, lacks a part, or lists no case.
+    An entry that cannot be used becomes a case with a problem. Raises SuperCLError when dataset.json is unreadable,
+    lacks a part, or lists no case.
     """
     file = path / "dataset.json"
     try:
-        declared = json.loads(file.read_text(encoding="utf-8"))
-        classes = {int(key): str(name) for key, name in declared["labels"].items()}
-        channels = {int(key): str(name) for key, name in declared["modality"].items()}
-        cases = [_case(path, entry["image"], entry["label"]) for entry in declared["training"]]
-        cases += [_case(path, entry, None) for entry in declared.get("test", [])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        declared = _json(file)
+        classes = [(int(key), printable(str(name))) for key, name in declared["labels"].items()]
+        channels = [(int(key), printable(str(name))) for key, name in declared["modality"].items()]
+        cases = [
+            _case(path, entry, f"{part}-{index}")
+            for part in ("training", "test")
+            for index, entry in enumerate(_entries(declared, part))
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SuperCLError(
             "dataset.json is not one of the Medical Segmentation Decathlon.",
             where=file,
             expected="labels, modality and training, as in the Decathlon's tasks",
-            found=f"{type(error).__name__}: {error}",
+            found=f"{type(error).__name__}: {printable(str(error))}",
             next_step="Mend the file, or remove it to have the folder read as a plain folder of volumes.",
         ) from error
-    if sorted(classes) != list(range(len(classes))):
+    numbers = sorted(number for number, _ in classes)
+    if numbers != list(range(len(classes))) or len(classes) > _MOST_CLASSES:
         raise SuperCLError(
             "The classes in dataset.json are not numbered 0, 1, 2, and so on.",
             where=file,
-            expected=list(range(len(classes))),
-            found=sorted(classes),
+            expected=f"each number once, from 0 to at most {_MOST_CLASSES - 1}",
+            found=", ".join(map(str, numbers[:8]))
+            + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""),
             next_step="Renumber the labels in dataset.json and in the label maps.",
         )
     if not cases:
@@ -60,17 +71,60 @@ def read(path: Path) -> DataSource:
             next_step="Fill the list, or remove the file to have the folder read as a plain folder of volumes.",
         )
     return DataSource(
-        name=str(declared.get("name", path.resolve().name)),
-        cases=tuple(sorted(cases, key=lambda case: case.id)),
-        channel_names=tuple(channels[key] for key in sorted(channels)),
-        class_names=tuple(classes[key] for key in sorted(classes)),
+        name=printable(str(declared.get("name", path.resolve().name))),
+        cases=tuple(cases),
+        channel_names=tuple(name for _, name in sorted(channels)),
+        class_names=tuple(name for _, name in sorted(classes)),
     )
 
 
-def _case(path: Path, image: Any, label: Any) -> CaseSource:
-    image_path = path / str(image)
+def _json(file: Path) -> dict[str, Any]:
+    if (size := file.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"{size:,} bytes, more than any list of cases")
+    declared = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
+    if not isinstance(declared, dict):
+        raise TypeError(f"a {type(declared).__name__}")
+    return declared
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key is there twice among {[key for key, _ in pairs][:8]}")
+    return values
+
+
+def _entries(declared: dict[str, Any], part: str) -> list[Any]:
+    entries = declared["training"] if part == "training" else declared.get("test", [])
+    if not isinstance(entries, list):
+        raise TypeError(f"{part} is no list")
+    return entries
+
+
+def _case(path: Path, entry: Any, place: str) -> CaseSource:
+    """The case of one entry of dataset.json, `place` of which is a name for it where it has none."""
+    labelled = place.startswith("training")
+    image, label = (
+        (entry.get("image"), entry.get("label")) if isinstance(entry, dict) and labelled else (entry, None)
+    )
+    name = PurePosixPath(image if isinstance(image, str) and image else place)
+    case_id, shown = without_suffix(name.name) or name.name or place, printable(name.as_posix())
+    problem = _problem(image, "image") or (_problem(label, "label") if labelled else "")
+    if problem:  # whatever the entry leads to is not looked at
+        return CaseSource(id=case_id, name=shown, image_path=path / "dataset.json", problem=problem)
     return CaseSource(
-        id=without_suffix(image_path.name) or image_path.name,
-        image_path=image_path,
-        label_path=None if label is None else path / str(label),
+        id=case_id, name=shown, image_path=path / name, label_path=None if label is None else path / label
     )
+
+
+def _problem(entry: Any, kind: str) -> str:
+    """Why an entry of dataset.json cannot name a file of the data set; empty where it can."""
+    if not isinstance(entry, str):
+        found = "nothing" if entry is None else repr(entry)[:60]
+        return f"dataset.json does not name the {kind}; expected a path below its folder, found {found}"
+    parts = PurePosixPath(entry).parts
+    inside = bool(parts) and not entry.startswith("/") and ".." not in parts
+    if inside and entry.isprintable() and max(len(part.encode()) for part in parts) <= 255:
+        return ""
+    what = "leads outside the data set" if not inside and parts else "is no path of a file"
+    return f"The {kind} in dataset.json {what}; expected a path below its folder, found {entry[:120]!r}"

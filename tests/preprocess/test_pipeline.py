@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -245,6 +246,82 @@ def test_labels_that_do_not_fit_are_refused(label: np.ndarray, message: str, fou
     with pytest.raises(SuperCLError, match=message) as caught:
         process(np.zeros((1, 2, 8, 8), np.int16), label)
     assert caught.value.found == found
+
+
+@pytest.mark.parametrize("value", [0.9999, 1.0005, -1e-7, 1.9999999])
+def test_a_label_near_a_class_is_not_rounded(value: float) -> None:
+    """It was interpolated or rescaled, so that its borders are a guess; nothing of ours makes one silently."""
+    label = np.full((1, 1, 2, 2), value)
+    with pytest.raises(SuperCLError, match="no declared class") as caught:
+        process(np.zeros((1, 1, 2, 2), np.int16), label)
+    assert caught.value.found == [value]
+
+
+def place(**changed: Any) -> Geometry:
+    return dataclasses.replace(GEOMETRY, **changed)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "found"),
+    [
+        (place(origin_mm=(1.0, 2.06, 3.0)), "0.06 mm: origin_mm [1.0, 2.06, 3.0] instead of [1.0, 2.0, 3.0]"),
+        (place(spacing_mm=(0.5, 0.6, 2.0)), "2 mm: spacing_mm [0.5, 0.6, 2.0] instead of [0.5, 0.6, 4.0]"),
+        (place(direction=(-1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)), "7 mm: direction [-1.0, 0.0, 0.0,"),
+        (place(spacing_mm=(0.5, 0.6, 2.0), oriented=False), "2 mm: spacing_mm"),
+    ],
+)
+def test_a_label_that_lies_elsewhere_is_refused_where_places_count(geometry: Geometry, found: str) -> None:
+    image = volume(np.zeros((1, 2, 8, 8), np.int16))
+    label = Volume(array_CZYX=np.zeros((1, 2, 8, 8), np.uint8), geometry=geometry)
+    sizes = {"num_channels": 1, "num_classes": 3}
+    with pytest.raises(SuperCLError, match="lies elsewhere than its image") as caught:
+        process_case(image, label, config=CONFIG, **sizes)
+    assert caught.value.found.startswith(found)
+    assert process_case(image, label, config=PreprocessConfig(spacing="unknown"), **sizes).row[
+        "has_ground_truth"
+    ]
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [place(origin_mm=(1.0, 2.04, 3.0)), place(origin_mm=(99.0, 2.0, 3.0), oriented=False)],
+)
+def test_a_label_beside_its_image_by_rounding_or_without_orientation_is_taken(geometry: Geometry) -> None:
+    label = Volume(array_CZYX=np.zeros((1, 2, 8, 8), np.uint8), geometry=geometry)
+    case = process_case(
+        volume(np.zeros((1, 2, 8, 8), np.int16)), label, config=CONFIG, num_channels=1, num_classes=3
+    )
+    assert case.row["has_ground_truth"]
+
+
+def test_spacing_that_cannot_be_is_refused_unless_it_is_unknown() -> None:
+    image = Volume(
+        array_CZYX=np.zeros((1, 2, 8, 8), np.int16), geometry=place(spacing_problem="a spacing of 0")
+    )
+    sizes = {"num_channels": 1, "num_classes": 0}
+    with pytest.raises(SuperCLError, match="spacing cannot be right") as caught:
+        process_case(image, None, config=CONFIG, **sizes)
+    assert caught.value.found == "a spacing of 0"
+    assert (
+        process_case(image, None, config=PreprocessConfig(spacing="unknown"), **sizes).row["spacing_mm"]
+        is None
+    )
+
+
+def test_outliers_that_leave_nothing_to_be_seen_are_refused(texture: Callable[..., np.ndarray]) -> None:
+    """In the window of its slice, everything else would be one grey; what is large and not alone is no outlier."""
+    image = texture((1, 4, 20, 20), 3).astype(np.float32)
+    image[0, 1, 2, 3] = 1e7
+    with pytest.raises(SuperCLError, match="A few values are so large") as caught:
+        process(image)
+    assert caught.value.found.startswith("0 to 1e+07, and 99 % of the voxels in 0.")
+    image[0, 1, 2, 3] = 1e5
+    assert process(image).row["image_dtype"] == "float32"
+    background = np.zeros((1, 1, 40, 40), np.float32)
+    background[0, 0, 3, 3] = 1e30
+    case = process(background)
+    assert case.row["statistics"][0][3] == np.float32(1e30)
+    assert np.isfinite(case.arrays["asp"]).all()
 
 
 def test_whole_numbers_stored_as_floats_are_labels() -> None:

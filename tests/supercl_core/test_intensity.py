@@ -48,6 +48,21 @@ def test_what_float32_cannot_hold_is_recorded_as_error() -> None:
     assert stored.largest_error == 1.0
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([2**62, 2**62 + 15], "int64"),
+        ([1e15, 1e15 + 0.5], "float64"),
+        ([1e9, 1e9 + 0.25, 1e9 + 100], "float64"),
+    ],
+)
+def test_values_that_float32_would_make_equal_are_refused(values: list, dtype: str) -> None:
+    """Of integers as large as the first, double precision does not see the difference either."""
+    array = np.array(values, dtype).reshape(1, 1, 1, -1)
+    with pytest.raises(SuperCLError, match="cannot tell the volume's values apart"):
+        to_stored(array)
+
+
 @given(arrays.arrays(np.float32, (1, 2, 3, 4), elements=st.floats(-1e6, 1e6, width=32)))
 @settings(max_examples=50, deadline=None)
 def test_storage_without_quantising_is_lossless_for_float32(array: np.ndarray) -> None:
