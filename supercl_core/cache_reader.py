@@ -1,9 +1,9 @@
 """Reading a cache: the tables at once, the arrays of a case through a memory map.
 
 A mapped array is one file (see `schema`): slice z starts at z * (slice bytes + 4). The whole array is therefore
-one strided NumPy view of the map, and taking a slice copies nothing. Checksums are the writer's and Zarr's
-business; the reader checks the file's size, and the offsets were checked when the case was committed.
-Called by training and inspection.
+one strided NumPy view of the map, and taking a slice copies nothing. The reader checks tables altogether and files by
+their size, so that no crafted cache makes it read elsewhere; checksums of slices are the business of
+`verification` and of Zarr. Called by training and inspection.
 """
 
 from __future__ import annotations
@@ -15,17 +15,30 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import zarr
 
-from supercl_core.cases import CaseRow, rows_from_group
+from supercl_core.cases import CaseRow, case_id_problem, rows_from_arrays, slice_columns
 from supercl_core.errors import CacheError
-from supercl_core.schema import ASP_GRID, CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
+from supercl_core.schema import (
+    CHECKSUM_BYTES,
+    LABEL_ARRAYS,
+    SCHEMA_VERSION,
+    SLICE_ARRAYS,
+    TABLE_ARRAYS,
+    array_spec,
+)
 from supercl_core.volumes import Geometry
+from supercl_core.zarr_files import (
+    array_metadata,
+    chunk_path,
+    damaged,
+    read_array,
+    read_attributes,
+    read_node,
+    shard_bytes,
+)
 
 MAX_OPEN_MAPS: Final = 30_000
 """Files mapped at a time: Linux allows a process 65,530 maps in all."""
-
-_INDEX_ENTRY_BYTES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +83,41 @@ class CachedCase:
         """ASP maps, float16 (z, g, g), 0..1."""
         return self.cache.mapped(self.row, "asp")
 
+    @functools.cached_property
+    def attributes(self) -> dict[str, Any]:
+        """What `schema.ATTRIBUTES` declares for a case: its key, geometry, orientation, precision."""
+        return read_attributes(self.cache.path / "cases" / self.row.id, "cases/{case}")
+
     def geometry(self) -> Geometry:
         """The geometry of the source volume, for writing segmentations that lie over it."""
-        group = zarr.open_group(self.cache.path / "cases" / self.row.id, mode="r", zarr_format=3)
-        stored: Any = group.attrs["supercl"]
-        geometry = stored["geometry"]
-        return Geometry(
-            spacing_mm=tuple(geometry["spacing_mm"]),
-            origin_mm=tuple(geometry["origin_mm"]),
-            direction=tuple(geometry["direction"]),
-        )
+        stored = self.attributes["geometry"]
+        values: dict[str, Any] = {}
+        for name, size in (("spacing_mm", 3), ("origin_mm", 3), ("direction", 9)):
+            value = stored.get(name)
+            if not isinstance(value, list) or [type(part) is float for part in value] != [True] * size:
+                where = self.cache.path / "cases" / self.row.id / "zarr.json"
+                raise damaged(where, f"{name}: {size} numbers", f"{value!r:.80}")
+            values[name] = tuple(value)
+        return Geometry(**values)
 
 
 class Cache:
     """An open cache. Threads may read from it at the same time."""
 
-    def __init__(self, path: Path, attributes: dict[str, Any], root: zarr.Group) -> None:
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
         self.path = path
         self.attributes = attributes
         """The root's attributes, as `schema.ATTRIBUTES` declares them."""
-        self.rows = rows_from_group(root["table"])  # type: ignore[arg-type]
+        self.rows = self._checked_rows()
         """Every case in order of its id, failed ones too."""
-        self.slice_case = _read(root, "slices/case")
+        slices = self._checked_slices()
+        self.slice_case = slices["case"]
         """int32 (n,): index into `rows` of each slice's case."""
-        self.slice_z = _read(root, "slices/z")
+        self.slice_z = slices["z"]
         """int32 (n,): index of each slice within its case."""
-        self.slice_position = _read(root, "slices/position")
+        self.slice_position = slices["position"]
         """float32 (n,), in (0, 1]."""
         self._row_index = {row.id: index for index, row in enumerate(self.rows)}
-        self._root = root
         self._map = functools.lru_cache(maxsize=MAX_OPEN_MAPS)(self._open_map)
 
     @property
@@ -152,24 +171,32 @@ class Cache:
     def weak_labels(self, name: str | None = None) -> WeakLabels:
         """The weak labels `name`, or the cache's default ones. Raises CacheError for an unknown name."""
         name = name or self.attributes["default_weak_labels"]
-        groups = self._root["weak_labels"]
-        if name not in groups:  # type: ignore[operator]
+        if name not in self.weak_label_names():
             raise CacheError(
                 f"The cache has no weak labels {name!r}.",
                 where=self.path,
-                expected=", ".join(sorted(groups.group_keys())),  # type: ignore[union-attr]
+                expected=", ".join(self.weak_label_names()) or "none: there are no weak labels at all",
                 found=name,
                 next_step="Name one of these, or compute them with `supercl weak-labels`.",
             )
-        path = f"weak_labels/{name}"
-        attributes: Any = self._root[path].attrs["supercl"]
-        return WeakLabels(
-            name=name,
-            ccl=_read(self._root, f"{path}/ccl"),
-            nearest=_read(self._root, f"{path}/nearest"),
-            similarity=_read(self._root, f"{path}/similarity"),
-            num_components=tuple(attributes["num_components"]),
-        )
+        folder = self.path / "weak_labels" / name
+        attributes = read_attributes(folder, "weak_labels/{name}")
+        arrays = {spec.name: read_array(folder / spec.name, spec) for spec in LABEL_ARRAYS}
+        num_components = attributes["num_components"]
+        for spec in LABEL_ARRAYS:
+            expected, found = (len(num_components), self.num_slices), arrays[spec.name].shape
+            if found != expected:
+                raise damaged(folder / spec.name, f"shape {expected}", f"shape {found}")
+        for level, (labels, count) in enumerate(zip(arrays["ccl"], num_components, strict=True)):
+            if labels.min() < 0 or labels.max() >= count:
+                raise damaged(folder / "ccl", f"labels 0 to {count - 1}", f"others in level {level}")
+        return WeakLabels(name=name, num_components=tuple(num_components), **arrays)
+
+    def weak_label_names(self) -> list[str]:
+        """Names of the weak labels that the cache has, in order."""
+        folder = self.path / "weak_labels"
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+        return sorted(name for name in names if case_id_problem(name) is None)
 
     def mapped(self, row: CaseRow, name: str) -> np.ndarray:
         """The mapped case array `name` with the slice axis first, read-only."""
@@ -177,19 +204,37 @@ class Cache:
 
     def _open_map(self, case_id: str, name: str) -> np.ndarray:
         row = self.rows[self._row_index[case_id]]
-        file = self.path / array_spec(name).path.format(case=case_id) / "c"
-        channels, num_slices, height, width = row.shape
-        shape: tuple[int, ...]
-        match name:
-            case "image":
-                shape, dtype, file = (channels, height, width), np.dtype(row.image_dtype), file / "0"
-            case "superpixels":
-                shape, dtype = (height, width), np.dtype(row.superpixels_dtype)
-            case "ground_truth":
-                shape, dtype = (height, width), np.dtype(np.uint8)
-            case _:
-                shape, dtype = (ASP_GRID, ASP_GRID), np.dtype(np.float16)
-        return map_shard(file / "0" / "0" / "0", num_slices, shape, dtype.newbyteorder("<"))
+        spec = array_spec(name)
+        folder = self.path / spec.path.format(case=case_id)
+        shape, dtype = row.slice_layout(name)
+        return map_shard(chunk_path(folder, len(spec.axes)), row.shape[1], shape, dtype)
+
+    def _checked_rows(self) -> list[CaseRow]:
+        folder = self.path / "table"
+        shapes = {spec.name: array_metadata(folder / spec.name, spec)[0] for spec in TABLE_ARRAYS}
+        if len({shape[0] for shape in shapes.values()}) != 1 or shapes["statistics"][1] != self.num_channels:
+            raise damaged(folder, "one row a case", f"shapes {shapes}")
+        try:
+            rows = rows_from_arrays(
+                {spec.name: read_array(folder / spec.name, spec) for spec in TABLE_ARRAYS}
+            )
+        except ValueError as error:
+            raise damaged(folder, "rows of cases", error) from error
+        ids = [row.id for row in rows]
+        if ids != sorted(set(ids)):
+            raise damaged(folder, "every case once, in order", "another order")
+        if any(row.shape[0] != self.num_channels for row in rows if row.state == "done"):
+            raise damaged(folder, f"{self.num_channels} channels in every case", "another number")
+        return rows
+
+    def _checked_slices(self) -> dict[str, np.ndarray]:
+        folder = self.path / "slices"
+        found = {spec.name: read_array(folder / spec.name, spec) for spec in SLICE_ARRAYS}
+        if len(found["case"]) == sum(row.shape[1] for row in self.rows):
+            expected = slice_columns(self.rows)
+            if all(np.array_equal(found[name], expected[name]) for name in expected):
+                return expected
+        raise damaged(folder, "the slices of the cases in `table`", "others")
 
 
 def open_cache(path: Path | str, *, unfinished: bool = False) -> Cache:
@@ -203,17 +248,7 @@ def open_cache(path: Path | str, *, unfinished: bool = False) -> Cache:
         image_CYX = case.image_ZCYX[3]
     """
     path = Path(path)
-    if not (path / "zarr.json").is_file():
-        raise CacheError(
-            "There is no cache here.",
-            where=path,
-            expected="a folder written by `supercl preprocess`",
-            found="another folder" if path.is_dir() else "a file" if path.exists() else "nothing",
-            next_step="Check the path, or write one with `supercl preprocess INPUT CACHE`.",
-        )
-    root = zarr.open_group(path, mode="r", zarr_format=3)
-    attributes: Any = root.attrs.get("supercl", {})
-    check_version(path, attributes)
+    attributes = read_root(path)
     if not (attributes["complete"] or unfinished):
         raise CacheError(
             "The cache is not complete.",
@@ -222,19 +257,37 @@ def open_cache(path: Path | str, *, unfinished: bool = False) -> Cache:
             found="preprocessing still running, or stopped before its end",
             next_step="Run the same `supercl preprocess INPUT CACHE` again; it goes on where it stopped.",
         )
-    return Cache(path, attributes, root)
+    return Cache(path, attributes)
 
 
-def check_version(path: Path, attributes: dict[str, Any]) -> None:
-    """Raise CacheError unless the root attributes are those of a cache of this schema version."""
-    if attributes.get("schema_version") != SCHEMA_VERSION:
+def read_root(path: Path) -> dict[str, Any]:
+    """The attributes of the root of a cache. Raises CacheError where it is none, of another version, or damaged."""
+    if not (path / "zarr.json").is_file():
         raise CacheError(
-            "The cache has another schema version.",
+            "There is no cache here.",
+            where=path,
+            expected="a folder written by `supercl preprocess`",
+            found="another folder" if path.is_dir() else "a file" if path.exists() else "nothing",
+            next_step="Check the path, or write one with `supercl preprocess INPUT CACHE`.",
+        )
+    check_version(path)
+    return read_attributes(path, "/")
+
+
+def check_version(path: Path) -> None:
+    """Raise CacheError where the root at `path` can be read, and is no cache of this schema version."""
+    try:
+        attributes: Any = read_node(path).get("attributes")
+    except CacheError:
+        return
+    ours = attributes.get("supercl") if isinstance(attributes, dict) else None
+    version = ours.get("schema_version") if isinstance(ours, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CacheError(
+            "This is no cache of supercl." if version is None else "The cache has another schema version.",
             where=path,
             expected=f"version {SCHEMA_VERSION}",
-            found=f"version {attributes['schema_version']}"
-            if "schema_version" in attributes
-            else "no cache of ours",
+            found="no attributes of supercl" if version is None else f"version {version!r:.20}",
             next_step="Preprocess the data set again into a new cache, or use the version of supercl that wrote it.",
         )
 
@@ -245,22 +298,12 @@ def map_shard(file: Path, num_slices: int, shape: tuple[int, ...], dtype: np.dty
     Raises CacheError when the file is missing or not of the size that the shape asks for.
     """
     slice_bytes = math.prod(shape) * dtype.itemsize
-    step = slice_bytes + CHECKSUM_BYTES
-    expected = num_slices * (step + _INDEX_ENTRY_BYTES) + CHECKSUM_BYTES
+    expected = shard_bytes(num_slices, slice_bytes)
     found = file.stat().st_size if file.is_file() else 0
     if found != expected:
-        raise CacheError(
-            "An array of the cache is damaged.",
-            where=file,
-            expected=f"{expected:,} bytes",
-            found=f"{found:,} bytes" if found else "no file",
-            next_step="Delete the folder of this case below cases/ and run `supercl preprocess` again.",
-        )
+        raise damaged(file, f"{expected:,} bytes", f"{found:,} bytes" if found else "no file")
     buffer = np.memmap(file, dtype=np.uint8, mode="r")
     inner = [dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return np.ndarray((num_slices, *shape), dtype, buffer=buffer, strides=(step, *inner))
-
-
-def _read(root: zarr.Group, path: str) -> np.ndarray:
-    array: Any = root[path]
-    return np.asarray(array[:])
+    return np.ndarray(
+        (num_slices, *shape), dtype, buffer=buffer, strides=(slice_bytes + CHECKSUM_BYTES, *inner)
+    )

@@ -1,14 +1,18 @@
 """Writing a cache: the root once, each case by one writer, the tables and weak labels at the end.
 
 Everything is written into the sibling folder `CACHE.wip` and renamed into the cache when it is whole, so that a
-reader of the cache never sees half a case and nothing foreign lies inside the Zarr hierarchy.
+reader of the cache never sees half a case and nothing foreign lies inside the Zarr hierarchy. Whoever holds the
+cache's lock writes below a name of his own there: a process of a run that has lost the lock stays harmless.
 Called by preprocessing.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -20,83 +24,143 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from supercl_core import ome
-from supercl_core.cases import CaseRow, rows_to_arrays
+from supercl_core.cases import CaseRow, content_digest, rows_to_arrays, shards_digest, slice_columns
+from supercl_core.errors import CacheError
 from supercl_core.files import replace_folder, wip_path
-from supercl_core.schema import CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
+from supercl_core.locks import check_lock
+from supercl_core.schema import CASE_ARRAYS, CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
+from supercl_core.zarr_files import (
+    chunk_path,
+    metadata_digest,
+    read_attributes,
+    read_node,
+    shard_bytes,
+    stored_metadata_digest,
+)
 
 WRITE_THROUGH_BYTES: Final = 1 << 20
 """Shards of this size and above are on the disk, and out of memory, before their case is committed."""
 
 
 def create_cache(path: Path, attributes: dict[str, Any]) -> None:
-    """Write the root of a new cache, not complete yet. `attributes` as in `schema.ATTRIBUTES` for `/`."""
-    wip = wip_path(path) / "root"
-    shutil.rmtree(wip, ignore_errors=True)
-    root = zarr.open_group(wip, mode="w", zarr_format=3)
-    root.attrs["supercl"] = {**attributes, "schema_version": SCHEMA_VERSION, "complete": False}
-    root.create_group("cases")
-    replace_folder(wip, path)
+    """Write the root of a new cache, not complete yet. `attributes` as in `schema.ATTRIBUTES` for `/`.
+
+    Cases that are there already, below a root that got lost, stay.
+    """
+    (path / "cases").mkdir(parents=True, exist_ok=True)
+    group: dict[str, Any] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+    _write_node(path, path / "cases", group)
+    stored = {**attributes, "schema_version": SCHEMA_VERSION, "complete": False}
+    _write_node(path, path, {**group, "attributes": {"supercl": stored}})
 
 
 def set_root_attributes(path: Path, changes: dict[str, Any]) -> None:
-    """Change some of the root's attributes; Zarr replaces the file atomically."""
-    root = zarr.open_group(path, mode="r+", zarr_format=3)
-    stored: Any = root.attrs["supercl"]
-    root.attrs["supercl"] = {**stored, **changes}
+    """Change some of the root's attributes, all at once."""
+    node = read_node(path)
+    node["attributes"]["supercl"].update(changes)
+    _write_node(path, path, node)
 
 
 def write_case(
-    path: Path, row: CaseRow, arrays: dict[str, np.ndarray], *, attributes: dict[str, Any]
-) -> None:
-    """Write one case and commit it with a rename, replacing an older one of that id.
+    path: Path, row: CaseRow, arrays: dict[str, np.ndarray], *, attributes: dict[str, Any], token: str = ""
+) -> CaseRow:
+    """Write one case and commit it with a rename, replacing an older one of that id; returns its row as stored.
 
     `arrays`: `image` (c, z, y, x), `superpixels` (z, y, x), `asp` (z, g, g) and, optionally, `ground_truth`
-    (z, y, x), in the dtypes of the schema. `attributes`: what the schema declares for a case beside `row`.
+    (z, y, x), in the dtypes of the schema. `attributes`: what the schema declares for a case beside `row` and
+    the digests of metadata and shards. `token`: of the lock under which the case is written, empty where there is no
+    other writer.
+
+    Raises CacheError, and commits nothing, where the lock is another's by now.
     """
-    wip = wip_path(path) / row.id
+    wip = wip_path(path) / token / row.id
     shutil.rmtree(wip, ignore_errors=True)
+    names: Any = read_node(path)["attributes"]["supercl"]
     # Zarr makes the metadata in memory: on disk each of its files costs it a millisecond.
     metadata: dict[str, Buffer] = {}
     group = zarr.create_group(
         MemoryStore(metadata),
-        attributes={
-            "ome": ome.image_attributes(row.id, "image", "czyx", row.spacing_mm),
-            "supercl": {**attributes, "row": row.as_dict()},
-        },
+        attributes={"ome": ome.case_attributes(row, names["channel_names"])},
     )
     layers = [name for name in ("superpixels", "ground_truth") if name in arrays]
     group.create_group("labels", attributes={"ome": ome.labels_attributes(layers)})
-    for layer in layers:
-        ome_attributes = ome.label_attributes(layer, row.spacing_mm)
-        group.create_group(f"labels/{layer}", attributes={"ome": ome_attributes})
-    for name, array in arrays.items():
-        _write_shard(_declare_mapped(group, name, array), array, wip)
-    for key, content in metadata.items():
-        (wip / key).write_bytes(content.to_bytes())
+    group.create_group("labels/superpixels", attributes={"ome": ome.superpixels_attributes(row)})
+    if "ground_truth" in arrays:
+        classes = ome.ground_truth_attributes(row, names["class_names"])
+        group.create_group("labels/ground_truth", attributes={"ome": classes})
+    checksums = {
+        name: _write_shard(_declare_mapped(group, name, array), array, wip) for name, array in arrays.items()
+    }
+    row = dataclasses.replace(row, content_digest=content_digest(row, checksums))
+    nodes = {
+        key.removesuffix("zarr.json").rstrip("/"): json.loads(content.to_bytes())
+        for key, content in metadata.items()
+    }
+    ours = {**attributes, "row": row.as_dict(), "shards_digest": shards_digest(checksums)}
+    nodes[""]["attributes"]["supercl"] = ours
+    ours["metadata_digest"] = metadata_digest(json.loads(json.dumps(nodes)))
+    for name, node in nodes.items():
+        (wip / name / "zarr.json").write_text(json.dumps(node, indent=2))
+    if token:
+        check_lock(path, token)
     replace_folder(wip, path / "cases" / row.id)
+    return row
 
 
 def committed_case(path: Path, case_id: str) -> dict[str, Any] | None:
-    """The attributes of a case that is in the cache already; None where it is not."""
+    """The attributes of a case that is in the cache; None where there is none, or one that is visibly damaged.
+
+    Looks at metadata and at the sizes of files, not at their content.
+    """
     folder = path / "cases" / case_id
-    if not (folder / "zarr.json").is_file():
+    try:
+        attributes = read_attributes(folder, "cases/{case}")
+        row = CaseRow.from_dict(attributes["row"])
+        if row.id != case_id or stored_metadata_digest(folder) != attributes["metadata_digest"]:
+            return None
+        for file, size in shard_sizes(row).items():
+            if (folder / file).stat().st_size != size:
+                return None
+    except (CacheError, ValueError, OSError):
         return None
-    attributes: Any = zarr.open_group(folder, mode="r", zarr_format=3).attrs["supercl"]
     return attributes
+
+
+def shard_sizes(row: CaseRow) -> dict[str, int]:
+    """Size in bytes of every shard of a case, by its path below the folder of the case."""
+    sizes = {}
+    for spec in CASE_ARRAYS:
+        if spec.name != "ground_truth" or row.has_ground_truth:
+            shape, dtype = row.slice_layout(spec.name)
+            folder = Path(spec.path.removeprefix("cases/{case}/"))
+            file = chunk_path(folder, len(spec.axes)).as_posix()
+            sizes[file] = shard_bytes(row.shape[1], int(np.prod(shape)) * dtype.itemsize)
+    return sizes
+
+
+def restamp_case(path: Path, case_id: str, provenance: dict[str, Any]) -> None:
+    """Replace the attribute `provenance` of a committed case."""
+    folder = path / "cases" / case_id
+    node = read_node(folder)
+    node["attributes"]["supercl"]["provenance"] = provenance
+    _replace_file(path, folder / "zarr.json", json.dumps(node, indent=2))
+
+
+def remove_cases(path: Path, *, keep: Collection[str]) -> None:
+    """Remove every case, or remains of one, that is not in `keep`."""
+    for folder in list((path / "cases").iterdir()):
+        if folder.is_dir() and folder.name not in keep:
+            away = wip_path(path) / ".removed"
+            shutil.rmtree(away, ignore_errors=True)
+            away.parent.mkdir(exist_ok=True)
+            folder.rename(away)
+            shutil.rmtree(away)
 
 
 def write_tables(path: Path, rows: list[CaseRow], *, num_channels: int) -> None:
     """Write `table/` and `slices/` for all cases, in the order given."""
     _write_group(path, "table", rows_to_arrays(rows, num_channels=num_channels), {})
-    counts = [row.shape[1] for row in rows]
-    z = np.concatenate([np.arange(count) for count in counts] + [np.zeros(0, int)])
-    totals = np.repeat(counts, counts)
-    slices = {
-        "case": np.repeat(np.arange(len(rows)), counts).astype(np.int32),
-        "z": z.astype(np.int32),
-        "position": ((z + 1) / np.maximum(totals, 1)).astype(np.float32),
-    }
-    _write_group(path, "slices", slices, {})
+    _write_group(path, "slices", slice_columns(rows), {})
 
 
 def write_weak_labels(
@@ -104,7 +168,7 @@ def write_weak_labels(
 ) -> None:
     """Write one set of weak labels: `ccl`, `nearest` and `similarity`, each (levels, n)."""
     if not (path / "weak_labels").is_dir():
-        zarr.open_group(path, mode="r+", zarr_format=3).create_group("weak_labels")
+        _write_group(path, "weak_labels", {}, {})
     _write_group(path, f"weak_labels/{name}", arrays, attributes)
 
 
@@ -115,8 +179,33 @@ def _write_group(path: Path, name: str, arrays: dict[str, np.ndarray], attribute
     if attributes:
         group.attrs["supercl"] = attributes
     for key, array in arrays.items():
-        group.create_array(key, data=array, chunks=tuple(max(size, 1) for size in array.shape))
+        group.create_array(
+            key,
+            data=array,
+            chunks=array.shape,
+            compressors=[Crc32cCodec()],
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
     replace_folder(wip, path / name)
+
+
+def _write_node(path: Path, folder: Path, node: dict[str, Any]) -> None:
+    """Write the metadata of a group of the cache at `path`, its attributes sealed."""
+    if ours := node["attributes"].get("supercl"):
+        ours["metadata_digest"] = metadata_digest({"": json.loads(json.dumps(node))})
+    _replace_file(path, folder / "zarr.json", json.dumps(node, indent=2))
+
+
+def _replace_file(path: Path, file: Path, text: str) -> None:
+    """Replace a file of the cache at `path`; what is not whole yet lies beside the cache."""
+    wip = wip_path(path) / ".file"
+    wip.parent.mkdir(parents=True, exist_ok=True)
+    with wip.open("w", encoding="utf-8") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())  # a rename may reach the disk before the content it names
+    wip.replace(file)
 
 
 def _declare_mapped(group: zarr.Group, name: str, array: np.ndarray) -> zarr.Array:
@@ -140,21 +229,24 @@ def _declare_mapped(group: zarr.Group, name: str, array: np.ndarray) -> zarr.Arr
     )
 
 
-def _write_shard(declared: zarr.Array, array: np.ndarray, folder: Path) -> None:
+def _write_shard(declared: zarr.Array, array: np.ndarray, folder: Path) -> np.ndarray:
     """Write the only shard of a mapped array, as Zarr writes it but without a copy, and with slices in order.
 
-    Source: the Zarr v3 specification (sharding codec, index at the end; crc32c codec).
+    Returns the checksums of the slices, uint32 (z,). Source: the Zarr v3 specification (sharding codec, index at the
+    end; crc32c codec).
     """
-    file = folder / declared.path / declared.metadata.encode_chunk_key((0,) * array.ndim)
+    file = chunk_path(folder / declared.path, array.ndim)
     file.parent.mkdir(parents=True)
     z_axis = array.ndim - 3
     step = array.nbytes // array.shape[z_axis] + CHECKSUM_BYTES
     offsets = np.arange(array.shape[z_axis]) * step
     with file.open("wb") as shard:
-        for slice_ in np.moveaxis(array, z_axis, 0):
+        checksums = [
             _write_checked(
                 shard, np.ascontiguousarray(slice_.astype(array.dtype.newbyteorder("<"), copy=False))
             )
+            for slice_ in np.moveaxis(array, z_axis, 0)
+        ]
         _write_checked(shard, np.stack([offsets, np.full_like(offsets, step)], axis=1).astype("<u8"))
         if array.nbytes >= WRITE_THROUGH_BYTES and hasattr(os, "posix_fadvise"):
             # Nobody reads a case soon. Left to the kernel, its pages push out the files that are still to be read,
@@ -162,8 +254,12 @@ def _write_shard(declared: zarr.Array, array: np.ndarray, folder: Path) -> None:
             shard.flush()
             os.fsync(shard.fileno())
             os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return np.array(checksums, np.uint32)
 
 
-def _write_checked(file: BinaryIO, content: np.ndarray) -> None:
+def _write_checked(file: BinaryIO, content: np.ndarray) -> int:
+    """Write an array and its checksum, which is returned."""
+    checksum = google_crc32c.value(content)
     file.write(content.data)
-    file.write(google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little"))
+    file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
+    return checksum

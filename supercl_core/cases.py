@@ -7,18 +7,24 @@ stored with the case itself, so that a table can be built again from the cases a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-import zarr
 
-from supercl_core.schema import STATES, STATISTICS
+from supercl_core.schema import ASP_GRID, STATES, STATISTICS, array_spec
+
+MAX_ID_BYTES: Final = 200
+"""A case id is the name of a folder, and what is written beside it needs room for an ending."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
-    """One case of a cache."""
+    """One case of a cache. Raises ValueError for values that no cache of ours holds: a cache may come from anywhere."""
 
     id: str
     digest: str = ""
@@ -28,7 +34,9 @@ class CaseRow:
     reason: str = ""
     """Why the case failed."""
     source: str = ""
-    """Path of the first source file."""
+    """Path of the image below the folder of the data set."""
+    content_digest: str = ""
+    """What `content_digest` gives: equal for cases whose stored content is identical."""
     shape: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Channels, slices, rows, columns."""
     image_dtype: str = ""
@@ -43,22 +51,65 @@ class CaseRow:
     statistics: tuple[tuple[float, ...], ...] = ()
     """Per channel, in the order of `schema.STATISTICS`."""
 
+    def __post_init__(self) -> None:
+        texts = (self.id, self.digest, self.state, self.reason, self.source, self.content_digest)
+        if not all(isinstance(text, str) for text in texts) or self.state not in STATES:
+            raise ValueError("a row whose texts or state are none")
+        if problem := case_id_problem(self.id):
+            raise ValueError(f"the case id {self.id!r} {problem}")
+        numbers = (self.image_scale, self.image_offset, *(self.spacing_mm or ()), *sum(self.statistics, ()))
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError("a row whose spacing, scale, offset or statistics are no numbers")
+        if not (self._is_consistent() if self.state == "done" else self.shape == (0, 0, 0, 0)):
+            raise ValueError("a row whose shape, dtypes and statistics do not fit together")
+
+    def _is_consistent(self) -> bool:
+        counts = (*self.shape, self.num_superpixels)
+        return (
+            len(self.shape) == 4
+            and all(type(count) is int and 0 < count < 2**31 for count in counts)
+            and self.image_dtype in array_spec("image").dtypes
+            and self.superpixels_dtype in array_spec("superpixels").dtypes
+            and type(self.has_ground_truth) is bool
+            and (self.spacing_mm is None or (len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0))
+            and len(self.statistics) == self.shape[0]
+            and all(len(channel) == len(STATISTICS) for channel in self.statistics)
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The row as plain values that JSON can hold."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaseRow:
-        """The row that `as_dict` gave, after a way through JSON."""
-        spacing = values["spacing_mm"]
-        return cls(
-            **{
-                **values,
-                "shape": tuple(values["shape"]),
-                "spacing_mm": None if spacing is None else tuple(spacing),
-                "statistics": tuple(tuple(channel) for channel in values["statistics"]),
-            }
-        )
+        """The row that `as_dict` gave, after a way through JSON. Raises ValueError for any other value."""
+        try:
+            spacing = values["spacing_mm"]
+            return cls(
+                **{
+                    **values,
+                    "shape": tuple(values["shape"]),
+                    "spacing_mm": None if spacing is None else tuple(spacing),
+                    "statistics": tuple(tuple(channel) for channel in values["statistics"]),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no row of a case: {error}") from error
+
+    def slice_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype (little-endian) of one slice of the mapped array `name`."""
+        channels, _, height, width = self.shape
+        shape: tuple[int, ...]
+        match name:
+            case "image":
+                shape, dtype = (channels, height, width), np.dtype(self.image_dtype)
+            case "superpixels":
+                shape, dtype = (height, width), np.dtype(self.superpixels_dtype)
+            case "ground_truth":
+                shape, dtype = (height, width), np.dtype(np.uint8)
+            case _:
+                shape, dtype = (ASP_GRID, ASP_GRID), np.dtype(np.float16)
+        return shape, dtype.newbyteorder("<")
 
     def statistic(self, name: str) -> np.ndarray:
         """One statistic of every channel: float32 (c,), in the source's unit. `name` is one of STATISTICS."""
@@ -66,9 +117,75 @@ class CaseRow:
         return np.array([channel[index] for channel in self.statistics], dtype=np.float32)
 
 
+def case_id_problem(case_id: str) -> str | None:
+    """Why a text cannot be a case id, as the end of a sentence; None where it can.
+
+    An id is the name of a folder and of a Zarr node, and is printed: it must not lead elsewhere, be a name that Zarr
+    keeps for itself, or hold control characters.
+    """
+    if not case_id.strip():
+        return "is empty"
+    if case_id.startswith((".", "__")) or case_id == "zarr.json":
+        return "is a name that Zarr or the file system keeps for itself"
+    if any(character in "/\\" or not character.isprintable() for character in case_id):
+        return "holds a slash, a control character or another one that cannot be printed"
+    if len(case_id.encode()) > MAX_ID_BYTES:
+        return f"is longer than {MAX_ID_BYTES} bytes"
+    return None
+
+
+def case_key(config_digest: str, source_digest: str) -> str:
+    """What identifies the content of a case: settings and kernels (`config_digest`) and source files, SHA-256 (hex)."""
+    return hashlib.sha256(f"{config_digest} {source_digest}".encode()).hexdigest()
+
+
+def content_digest(row: CaseRow, checksums: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 (hex) over the checksums of a case: equal for equal content, whatever its files and labels.
+
+    `checksums`: the crc32c of every slice, uint32 (z,), of the arrays `image`, `superpixels` and `asp`.
+    """
+    known = [row.shape, row.image_dtype, row.image_scale, row.image_offset]
+    total = hashlib.sha256(json.dumps(known).encode())
+    for name in ("image", "superpixels", "asp"):
+        total.update(np.asarray(checksums[name]).astype("<u4").tobytes())
+    return total.hexdigest()
+
+
+def shards_digest(checksums: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 (hex) over the checksums of every slice of every mapped array of a case, by the array's name.
+
+    Each slice proves itself by its checksum; this proves that they belong to this case, in this order.
+    """
+    total = hashlib.sha256()
+    for name in sorted(checksums):
+        total.update(np.asarray(checksums[name]).astype("<u4").tobytes())
+    return total.hexdigest()
+
+
+def identical_cases(rows: Sequence[CaseRow]) -> list[tuple[str, ...]]:
+    """Groups of case ids whose stored content is identical, each in order."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        if row.state == "done":
+            groups.setdefault(row.content_digest, []).append(row.id)
+    return [tuple(sorted(ids)) for ids in groups.values() if len(ids) > 1]
+
+
+def slice_columns(rows: Sequence[CaseRow]) -> dict[str, np.ndarray]:
+    """The arrays of `slices/`, by name, as the rows of all cases give them."""
+    counts = [row.shape[1] for row in rows]
+    z = np.concatenate([np.arange(count) for count in counts] + [np.zeros(0, int)])
+    totals = np.repeat(counts, counts)
+    return {
+        "case": np.repeat(np.arange(len(rows)), counts).astype(np.int32),
+        "z": z.astype(np.int32),
+        "position": ((z + 1) / np.maximum(totals, 1)).astype(np.float32),
+    }
+
+
 def rows_to_arrays(rows: list[CaseRow], *, num_channels: int) -> dict[str, np.ndarray]:
     """The columns of `table/`, by name, as the schema declares them."""
-    statistics = np.full((len(rows), num_channels, len(STATISTICS)), np.nan, dtype=np.float32)
+    statistics = np.full((len(rows), num_channels, len(STATISTICS)), np.nan)
     for index, row in enumerate(rows):
         if row.statistics:
             statistics[index] = row.statistics
@@ -79,6 +196,7 @@ def rows_to_arrays(rows: list[CaseRow], *, num_channels: int) -> dict[str, np.nd
         "state": np.array([STATES.index(row.state) for row in rows], dtype=np.uint8),
         "reason": _text_column([row.reason for row in rows]),
         "source": _text_column([row.source for row in rows]),
+        "content_digest": _text_column([row.content_digest for row in rows]),
         "shape": np.array([row.shape for row in rows], dtype=np.int32).reshape(-1, 4),
         "image_dtype": _text_column([row.image_dtype for row in rows]),
         "superpixels_dtype": _text_column([row.superpixels_dtype for row in rows]),
@@ -91,14 +209,12 @@ def rows_to_arrays(rows: list[CaseRow], *, num_channels: int) -> dict[str, np.nd
     }
 
 
-def rows_from_group(table: zarr.Group) -> list[CaseRow]:
-    """All rows of the group `table/`, in order."""
-    columns: dict[str, Any] = {name: np.asarray(array[:]) for name, array in table.arrays()}
-    texts = {
-        name: _texts(columns[name])
-        for name in ("id", "digest", "reason", "source", "image_dtype", "superpixels_dtype")
-    }
+def rows_from_arrays(columns: Mapping[str, np.ndarray]) -> list[CaseRow]:
+    """All rows of `table/`, in order. Raises ValueError where the columns hold what no cache of ours holds."""
+    texts = {name: _texts(columns[name]) for name in _TEXT_COLUMNS}
     lists = {name: columns[name].tolist() for name in columns if name not in texts}
+    if len({len(column) for column in columns.values()}) != 1 or max(lists["state"]) >= len(STATES):
+        raise ValueError("a table whose columns do not fit together")
     rows = []
     for index in range(len(texts["id"])):
         spacing = lists["spacing_mm"][index]
@@ -110,7 +226,7 @@ def rows_from_group(table: zarr.Group) -> list[CaseRow]:
                 shape=tuple(lists["shape"][index]),
                 num_superpixels=lists["num_superpixels"][index],
                 has_ground_truth=lists["has_ground_truth"][index],
-                spacing_mm=None if np.isnan(spacing[0]) else tuple(spacing),
+                spacing_mm=None if all(map(math.isnan, spacing)) else tuple(spacing),
                 image_scale=lists["image_scale"][index],
                 image_offset=lists["image_offset"][index],
                 statistics=tuple(map(tuple, lists["statistics"][index])) if state == "done" else (),
@@ -121,10 +237,21 @@ def rows_from_group(table: zarr.Group) -> list[CaseRow]:
 
 def _text_column(texts: list[str]) -> np.ndarray:
     """Texts as uint8 (m, w), UTF-8, padded with zero bytes; w is at least 1."""
-    encoded = [text.encode() for text in texts]
+    encoded = [text.encode(errors="backslashreplace") for text in texts]
     width = max([len(text) for text in encoded] + [1])
     return np.array(encoded, dtype=f"S{width}").view(np.uint8).reshape(len(texts), width)
 
 
 def _texts(column: np.ndarray) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode() for row in column]
+
+
+_TEXT_COLUMNS: Final = (
+    "id",
+    "digest",
+    "reason",
+    "source",
+    "content_digest",
+    "image_dtype",
+    "superpixels_dtype",
+)

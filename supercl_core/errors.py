@@ -7,7 +7,8 @@ in the project catches these, except where one bad case must not stop the others
 
 from __future__ import annotations
 
-from typing import ClassVar
+import errno
+from typing import ClassVar, Final
 
 
 class SuperCLError(Exception):
@@ -49,14 +50,22 @@ class SuperCLError(Exception):
         if self.found is not None:
             lines.append(f"  found:    {self.found}")
         lines.append(f"  next:     {self.next_step}")
-        return "\n".join(lines)
+        return printable("\n".join(lines), keep="\n")
 
     def one_line(self) -> str:
         """The message without the next step, for a row of a table of failures."""
         parts = [self.what.rstrip(".")]
         if self.expected is not None or self.found is not None:
             parts.append(f"expected {self.expected}, found {self.found}")
-        return "; ".join(parts)
+        return printable("; ".join(parts))
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """The text with characters escaped that would command a terminal or cannot be encoded: names come from files.
+
+    `keep`: characters to leave as they are although they cannot be printed, such as line breaks.
+    """
+    return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
 
 
 def _rebuild(
@@ -84,6 +93,46 @@ class CacheError(SuperCLError):
 
 
 class PreemptedError(SuperCLError):
-    """Training was told to stop and has written a checkpoint (exit code 5)."""
+    """Work was told to stop and goes on where it was when it is run again (exit code 5)."""
 
     exit_code = 5
+
+
+class StorageError(SuperCLError):
+    """The system cannot write or read files any more, which no other case would change (exit code 1)."""
+
+
+_REFUSALS: Final = {
+    errno.ENOSPC: ("The disk is full.", "Free some space"),
+    errno.EDQUOT: ("The quota of this user is used up.", "Remove files, or have the quota raised"),
+    errno.EFBIG: ("A file would be larger than the system allows.", "Raise the limit (ulimit -f)"),
+    errno.EROFS: (
+        "The file system is read-only.",
+        "Name a place that can be written to, or have it mounted so",
+    ),
+    errno.EACCES: (
+        "The permission is missing.",
+        "Change the permissions (chmod, chown), or name another place",
+    ),
+    errno.EPERM: (
+        "The permission is missing.",
+        "Change the permissions (chmod, chown), or name another place",
+    ),
+    errno.EMFILE: ("Too many files are open.", "Raise the limit (ulimit -n), or use fewer workers"),
+    errno.ENFILE: ("Too many files are open on this machine.", "Use fewer workers, or end other work here"),
+    errno.EIO: ("The disk reports an error.", "Have the disk looked at, or name another place"),
+}
+"""What went wrong and what to do about it, for what the system says of a file."""
+
+
+def storage_error(error: OSError, *, where: object = None) -> StorageError:
+    """The error for a system that refuses to write or read a file."""
+    what, advice = _REFUSALS.get(
+        error.errno or 0, ("The system refuses a file.", "Check permissions, free space and quota")
+    )
+    return StorageError(
+        what,
+        where=error.filename or where,
+        found=error.strerror or error,
+        next_step=f"{advice}, then run the same command again.",
+    )

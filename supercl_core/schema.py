@@ -1,7 +1,7 @@
 """The cache, declared once: every array and attribute, with shape, dtype, unit and meaning.
 
-`cache_schema.md` is generated from this module (`make schema`), the writer creates arrays from it and the
-reader checks against it. A change of meaning, dtype or layout raises `SCHEMA_VERSION`.
+`schema_page` makes `cache_schema.md` of it (`make schema`), the writer creates arrays from it and the reader
+checks against it. A change of meaning, dtype or layout raises `SCHEMA_VERSION`.
 
 Axes: c channel, z slice, y row, x column, g cell of the ASP grid; n slices of the whole cache in case order,
 m cases, l levels of the CCL hierarchy, w bytes of a text column (UTF-8, padded with zero bytes).
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """Version of the layout; a cache of another version is refused."""
 
 OME_VERSION: Final = "0.5"
@@ -126,7 +126,15 @@ TABLE_ARRAYS: Final = (
         dtypes=("uint8",),
         axes="mw",
         unit="UTF-8",
-        meaning="Path of the first source file.",
+        meaning="Path of the image below the folder of the data set.",
+    ),
+    ArraySpec(
+        path="table/content_digest",
+        dtypes=("uint8",),
+        axes="mw",
+        unit="UTF-8",
+        meaning="SHA-256 (hex) over the checksums of `image`, `superpixels` and `asp`: equal for cases with identical "
+        "content; empty for a failed case.",
     ),
     ArraySpec(
         path="table/shape",
@@ -182,13 +190,13 @@ TABLE_ARRAYS: Final = (
     ),
     ArraySpec(
         path="table/statistics",
-        dtypes=("float32",),
+        dtypes=("float64",),
         axes="mc6",
         unit="source's unit",
         meaning="Per channel: "
         + ", ".join(STATISTICS)
-        + "; mean and standard deviation after clipping to the "
-        "two percentiles.",
+        + "; the percentiles are the 0.5th and the 99.5th, mean and standard deviation after clipping to these. "
+        "NaN for a failed case.",
     ),
 )
 
@@ -249,31 +257,59 @@ ATTRIBUTES: Final = (
     AttributeSpec(
         group="/", key="config", type="object", meaning="Settings of `supercl preprocess`, resolved."
     ),
-    AttributeSpec(group="/", key="config_digest", type="string", meaning="SHA-256 (hex) of `config`."),
+    AttributeSpec(
+        group="/",
+        key="kernels",
+        type="string",
+        meaning="Version of the computation: raised when equal input would give other bytes.",
+    ),
+    AttributeSpec(
+        group="/", key="config_digest", type="string", meaning="SHA-256 (hex) of `config` and `kernels`."
+    ),
     AttributeSpec(
         group="/",
         key="default_weak_labels",
         type="string",
-        meaning="Name of the weak labels that training uses unless told otherwise.",
+        meaning="Name of the weak labels that training uses unless told otherwise; empty before there are any.",
+    ),
+    AttributeSpec(
+        group="/",
+        key="metadata_digest",
+        type="string",
+        meaning="SHA-256 (hex) of this zarr.json without `provenance` and this attribute.",
     ),
     AttributeSpec(
         group="/",
         key="provenance",
         type="object",
-        meaning="Time, machine, versions and command; the only attribute that varies between equal runs.",
+        meaning="Time, machine, versions, command and input folder; what varies between equal runs.",
     ),
     AttributeSpec(group="cases/{case}", key="row", type="object", meaning="The case's row of `table`."),
     AttributeSpec(
         group="cases/{case}",
-        key="config_digest",
+        key="key",
         type="string",
-        meaning="Settings that the case was computed with.",
+        meaning="SHA-256 (hex) of the root's `config_digest` and the digest of the source files: what identifies the "
+        "content.",
     ),
     AttributeSpec(
         group="cases/{case}",
-        key="source_stamp",
-        type="list",
-        meaning="Path, size in bytes and modification time (ns) of every source file when it was read.",
+        key="shards_digest",
+        type="string",
+        meaning="SHA-256 (hex) over the checksums of every slice of `asp`, `ground_truth`, `image` and `superpixels`.",
+    ),
+    AttributeSpec(
+        group="cases/{case}",
+        key="metadata_digest",
+        type="string",
+        meaning="SHA-256 (hex) of every zarr.json of the case without `provenance` and this attribute.",
+    ),
+    AttributeSpec(
+        group="cases/{case}",
+        key="provenance",
+        type="object",
+        meaning="`source_stamp`: size in bytes and times of change (ns) of every source file; what varies between "
+        "equal runs.",
     ),
     AttributeSpec(
         group="cases/{case}",
@@ -285,7 +321,7 @@ ATTRIBUTES: Final = (
         group="cases/{case}",
         key="orientation",
         type="string",
-        meaning="Anatomical directions in which x, y and z grow (such as RAS).",
+        meaning="Anatomical directions in which x, y and z grow (such as RAS); `unknown` where the file does not say.",
     ),
     AttributeSpec(
         group="cases/{case}",
@@ -317,89 +353,3 @@ ATTRIBUTES: Final = (
 def array_spec(name: str) -> ArraySpec:
     """The declaration of the case array `name` (`image`, `superpixels`, `ground_truth` or `asp`)."""
     return next(spec for spec in CASE_ARRAYS if spec.name == name)
-
-
-def markdown() -> str:
-    """The text of `cache_schema.md`."""
-    lines = [
-        "# The cache",
-        "",
-        "<!-- Generated from supercl_core/schema.py by `make schema`; edit there. -->",
-        "",
-        f"Schema version {SCHEMA_VERSION}. One Zarr v3 group. Axes: c channel, z slice, y row, x column, g cell of "
-        f"the ASP grid ({ASP_GRID}), n slices of the whole cache in case order, m cases, l levels, w bytes of a "
-        "text column (UTF-8, padded with zero bytes).",
-        "",
-        "Arrays marked *mapped* are uncompressed and sharded: one shard per array and case, one inner chunk per "
-        "slice (all channels), codecs `bytes` (little-endian) and `crc32c`. Slice z of such a shard lies at byte "
-        f"z × (bytes of a slice + {CHECKSUM_BYTES}), so any Zarr v3 reader fetches and checks one slice with one "
-        "range read, and ours maps the file. Cases carry OME-NGFF "
-        f"{OME_VERSION} metadata: a viewer opens `cases/<case>` with its label layers.",
-        "",
-        "## Arrays",
-        "",
-        "| path | dtype | axes | unit or range | mapped | meaning |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for spec in ARRAYS:
-        path = spec.path.replace("{", "<").replace("}", ">")
-        meaning = spec.meaning + (" Optional." if spec.optional else "")
-        lines.append(
-            f"| `{path}` | {', '.join(spec.dtypes)} | ({', '.join(spec.axes)}) | {spec.unit} "
-            f"| {'yes' if spec.mapped else ''} | {meaning} |"
-        )
-    lines += [
-        "",
-        "## Attributes",
-        "",
-        "Ours lie below the key `supercl` of a group's attributes; `ome` beside it is OME-NGFF's.",
-        "",
-        "| group | key | type | meaning |",
-        "| --- | --- | --- | --- |",
-    ]
-    for attribute in ATTRIBUTES:
-        group = attribute.group.replace("{", "<").replace("}", ">")
-        lines.append(f"| `{group}` | `{attribute.key}` | {attribute.type} | {attribute.meaning} |")
-    lines += ["", "## Recipes", "", "Nothing but `zarr` and NumPy (each recipe is run by a test).", ""]
-    for title, code in RECIPES:
-        lines += [title + ":", "", "```python", code.strip(), "```", ""]
-    return "\n".join(lines)
-
-
-RECIPES: Final = (
-    (
-        "Which cases there are",
-        """
-import zarr
-cache = zarr.open_group(CACHE, mode="r")
-ids = cache["table/id"][:]
-ids = [bytes(row).rstrip(b"\\0").decode() for row in ids]
-""",
-    ),
-    (
-        "One slice, in the source's intensities, and its superpixels",
-        """
-import zarr
-cache = zarr.open_group(CACHE, mode="r")
-case = cache["cases"][CASE]
-row = case.attrs["supercl"]["row"]
-image = case["image"][:, 3] * row["image_scale"] + row["image_offset"]   # (c, y, x)
-superpixels = case["labels/superpixels/0"][3]                            # (y, x)
-""",
-    ),
-    (
-        "All slices that share a weak label with slice 0",
-        """
-import numpy as np, zarr
-cache = zarr.open_group(CACHE, mode="r")
-labels = cache["weak_labels"][cache.attrs["supercl"]["default_weak_labels"]]
-ccl = labels["ccl"][-1]                      # the coarsest level
-members = np.flatnonzero(ccl == ccl[0])
-case, z = cache["slices/case"][:][members], cache["slices/z"][:][members]
-""",
-    ),
-)
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

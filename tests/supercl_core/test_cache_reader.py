@@ -253,7 +253,7 @@ def test_other_schema_version_is_refused(cache_copy: Path) -> None:
         (lambda path: None, "nothing"),
         (lambda path: path.mkdir(), "another folder"),
         (lambda path: path.write_text("x"), "a file"),
-        (lambda path: zarr.open_group(path, mode="w", zarr_format=3), "no cache of ours"),
+        (lambda path: zarr.open_group(path, mode="w", zarr_format=3), "no attributes of supercl"),
     ],
 )
 def test_other_things_are_no_cache(tmp_path: Path, prepare: Callable[[Path], Any], found: str) -> None:

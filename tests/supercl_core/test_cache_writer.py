@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.cases import CaseRow
+from supercl_core.errors import CacheError
 from supercl_core.files import wip_path
+from supercl_core.locks import hold, lock_path
 from supercl_core.schema import ASP_GRID
 
 ROW = CaseRow(
@@ -40,12 +42,34 @@ def arrays(fill: int = 7) -> dict[str, np.ndarray]:
     }
 
 
+ROOT: dict[str, Any] = {
+    "name": "x",
+    "channel_names": ["0"],
+    "class_names": [],
+    "config": {},
+    "kernels": "1",
+    "config_digest": "d",
+    "default_weak_labels": "",
+    "provenance": {},
+}
+CASE: dict[str, Any] = {
+    "key": "k",
+    "provenance": {"source_stamp": [[1, 2, 3]]},
+    "geometry": {},
+    "orientation": "LPS",
+    "largest_error": 0.5,
+    "num_clipped": 0,
+}
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    cache_writer.create_cache(
-        tmp_path / "cache.zarr", {"name": "x", "channel_names": ["0"], "class_names": []}
-    )
+    cache_writer.create_cache(tmp_path / "cache.zarr", ROOT)
     return tmp_path / "cache.zarr"
+
+
+def write(path: Path, fill: int = 7, *, token: str = "") -> CaseRow:
+    return cache_writer.write_case(path, ROW, arrays(fill), attributes=CASE, token=token)
 
 
 def test_new_cache_is_not_complete(path: Path) -> None:
@@ -58,10 +82,11 @@ def test_new_cache_is_not_complete(path: Path) -> None:
 
 def test_a_case_replaces_the_older_one_and_leaves_nothing_beside_it(path: Path) -> None:
     for fill in (7, 8):
-        cache_writer.write_case(path, ROW, arrays(fill), attributes={"largest_error": 0.0})
+        row = write(path, fill)
         committed = cache_writer.committed_case(path, "one")
         assert committed is not None
-        assert CaseRow.from_dict(committed["row"]) == ROW
+        assert CaseRow.from_dict(committed["row"]) == row
+        assert dataclasses.replace(row, content_digest="") == ROW
     stored: Any = zarr.open_group(path, mode="r")["cases/one/image"]
     assert (stored[:] == 8).all()
     assert sorted(entry.name for entry in (path / "cases").iterdir()) == ["one", "zarr.json"]
@@ -72,7 +97,7 @@ def test_a_half_written_case_of_a_killed_run_is_replaced(path: Path) -> None:
     half = wip_path(path) / "one" / "image"
     half.mkdir(parents=True)
     (half / "rubbish").write_text("x")
-    cache_writer.write_case(path, ROW, arrays(), attributes={})
+    write(path)
     assert not list((path / "cases" / "one").rglob("rubbish"))
 
 
@@ -80,7 +105,7 @@ def test_a_run_killed_between_the_two_renames_leaves_nothing_foreign_in_the_cach
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replacing takes two renames; whatever stops the process between them, `cases/` holds cases only."""
-    cache_writer.write_case(path, ROW, arrays(), attributes={})
+    write(path)
     rename, renamed = Path.rename, []
 
     def killed_at_the_second(self: Path, target: Path) -> Path:
@@ -91,7 +116,7 @@ def test_a_run_killed_between_the_two_renames_leaves_nothing_foreign_in_the_cach
 
     monkeypatch.setattr(Path, "rename", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        cache_writer.write_case(path, ROW, arrays(8), attributes={})
+        write(path, 8)
     assert {entry.name for entry in (path / "cases").iterdir()} <= {"one", "zarr.json"}
 
 
@@ -147,6 +172,7 @@ def test_files_of_a_case_are_those_that_zarr_writes(
         "asp": random.random((image[1], ASP_GRID, ASP_GRID)).astype(np.float16),
         "ground_truth": np.zeros(image[1:], np.uint8),  # all fill value: Zarr would leave such chunks out
     }
+    cache_writer.create_cache(folder / "cache.zarr", ROOT)
     cache_writer.write_case(folder / "cache.zarr", ROW, content, attributes={})
     case = folder / "cache.zarr" / "cases" / "one"
     names = {"image": "image", "asp": "asp"} | {
@@ -166,14 +192,16 @@ def test_a_view_in_another_order_is_written_as_its_copy_is(path: Path) -> None:
 
 
 def test_groups_of_a_case_are_those_that_zarr_writes(path: Path, tmp_path: Path) -> None:
-    cache_writer.write_case(path, ROW, arrays(), attributes={"largest_error": 0.5})
+    row = write(path)
     case: Any = zarr.open_group(path / "cases/one", mode="r")
     for name in ("", "labels", "labels/superpixels"):
         ours = case[name] if name else case
         zarr.create_group(tmp_path / "theirs", attributes=dict(ours.attrs), overwrite=True)
         written = (path / "cases/one" / name / "zarr.json").read_text()
         assert written == (tmp_path / "theirs" / "zarr.json").read_text()
-    assert case.attrs["supercl"] == json.loads(json.dumps({"largest_error": 0.5, "row": ROW.as_dict()}))
+    stored: Any = case.attrs["supercl"]
+    assert len(stored.pop("metadata_digest")) == len(stored.pop("shards_digest")) == 64
+    assert stored == json.loads(json.dumps({**CASE, "row": row.as_dict()}))
     assert sorted(case["labels"].group_keys()) == ["superpixels"]
 
 
@@ -195,7 +223,7 @@ def test_large_shards_are_on_the_disk_before_their_case_is_committed(
 
 
 def test_a_flipped_bit_is_found_by_zarr(path: Path) -> None:
-    cache_writer.write_case(path, ROW, arrays(), attributes={})
+    write(path)
     file = path / "cases/one/image/c/0/0/0/0"
     content = bytearray(file.read_bytes())
     content[3] ^= 1
@@ -206,18 +234,98 @@ def test_a_flipped_bit_is_found_by_zarr(path: Path) -> None:
 
 
 def test_tables_and_labels_are_replaced_as_a_whole(path: Path) -> None:
-    cache_writer.write_case(path, ROW, arrays(), attributes={})
+    row = write(path)
     failed = CaseRow(id="two", state="failed", reason="no volume")
-    cache_writer.write_tables(path, [ROW, failed], num_channels=1)
+    cache_writer.write_tables(path, [row, failed], num_channels=1)
     for components in (2, 1):
         labels = np.arange(2, dtype=np.int32)[None] % components
         parts = {"ccl": labels, "nearest": labels, "similarity": labels.astype(np.float32)}
-        cache_writer.write_weak_labels(path, "mine", parts, {"num_components": [components]})
+        more = {"num_components": [components], "descriptors": "mine"}
+        cache_writer.write_weak_labels(path, "mine", parts, more)
     cache_writer.set_root_attributes(path, {"complete": True, "default_weak_labels": "mine"})
     cache = open_cache(path)
-    assert cache.rows == [dataclasses.replace(ROW), failed]
+    assert cache.rows == [row, failed]
     np.testing.assert_array_equal(cache.slice_case, [0, 0])
     np.testing.assert_array_equal(cache.slice_position, np.float32([0.5, 1]))
     assert cache.weak_labels().num_components == (1,)
     assert not wip_path(path).exists() or not list(wip_path(path).rglob("zarr.json"))
     shutil.rmtree(path)
+
+
+def test_content_digest_is_that_of_the_content_alone(path: Path, tmp_path: Path) -> None:
+    same, other = write(path), write(path, 8)
+    cache_writer.create_cache(tmp_path / "b.zarr", ROOT)
+    named = dataclasses.replace(ROW, id="another", digest="other files", source="b.nii")
+    row = cache_writer.write_case(tmp_path / "b.zarr", named, arrays(), attributes={**CASE, "key": "k2"})
+    assert row.content_digest == same.content_digest != other.content_digest
+
+
+@pytest.mark.parametrize("part", ["image", "asp", "labels/superpixels/0"])
+@pytest.mark.parametrize("damage", ["missing", "shorter", "longer"])
+def test_a_case_with_a_missing_or_cut_shard_is_not_committed(path: Path, part: str, damage: str) -> None:
+    write(path)
+    [file] = [entry for entry in (path / "cases/one" / part / "c").rglob("0") if entry.is_file()]
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] if damage == "shorter" else content + b"x")
+    assert cache_writer.committed_case(path, "one") is None
+
+
+@pytest.mark.parametrize(
+    ("node", "before", "after"),
+    [
+        ("", '"orientation": "LPS"', '"orientation": "RAS"'),
+        ("", '"key": "k"', '"key": "l"'),
+        ("", '"z"', '"y"'),
+        ("image", '"int16"', '"uint16"'),
+        ("labels", '"superpixels"', '"superpixel2"'),
+        ("labels/superpixels/0", '"uint8"', '"uint16"'),
+        ("", "{", "["),
+    ],
+)
+def test_a_case_with_changed_metadata_is_not_committed(
+    path: Path, node: str, before: str, after: str
+) -> None:
+    write(path)
+    file = path / "cases/one" / node / "zarr.json"
+    text = file.read_text()
+    file.write_text(text.replace(before, after, 1))
+    assert file.read_text() != text
+    assert cache_writer.committed_case(path, "one") is None
+
+
+def test_a_restamped_case_is_the_same_case(path: Path) -> None:
+    write(path)
+    before = cache_writer.committed_case(path, "one")
+    assert before is not None
+    cache_writer.restamp_case(path, "one", {"source_stamp": [[4, 5, 6]]})
+    after = cache_writer.committed_case(path, "one")
+    assert after == {**before, "provenance": {"source_stamp": [[4, 5, 6]]}}
+
+
+def test_a_lost_root_is_written_again_around_its_cases(path: Path) -> None:
+    write(path)
+    (path / "zarr.json").unlink()
+    cache_writer.create_cache(path, ROOT)
+    assert cache_writer.committed_case(path, "one") is not None
+
+
+def test_who_lost_the_lock_commits_nothing(path: Path) -> None:
+    with hold(path) as token:
+        write(path, token=token)
+        shutil.rmtree(lock_path(path))  # somebody else's doing
+        with pytest.raises(CacheError, match="lock of the cache was lost"):
+            write(path, 8, token=token)
+    stored: Any = zarr.open_group(path, mode="r")["cases/one/image"]
+    assert (stored[:] == 7).all()
+
+
+def test_cases_that_the_table_does_not_name_are_removed(path: Path) -> None:
+    write(path)
+    (path / "cases" / "remains" / "image").mkdir(parents=True)
+    cache_writer.remove_cases(path, keep={"one"})
+    assert sorted(entry.name for entry in (path / "cases").iterdir()) == ["one", "zarr.json"]
+    cache_writer.remove_cases(path, keep={"two"})
+    assert sorted(entry.name for entry in (path / "cases").iterdir()) == ["zarr.json"]

@@ -33,3 +33,13 @@ def test_errors_keep_their_class_and_parts_through_pickle(kind: type[SuperCLErro
     assert type(copy) is kind
     assert copy.exit_code == code
     assert (copy.message(), copy.expected, copy.found) == (error.message(), (1, 2), [3])
+
+
+def test_a_name_from_a_file_cannot_command_the_terminal() -> None:
+    error = SuperCLError(
+        "Bad.", where="\x1b[31mred\rx", found="a\u202eb\udcff\0", next_step="Größer,\nnext line."
+    )
+    assert error.message().endswith("Größer,\nnext line.")
+    assert "where:    \\x1b[31mred\\rx\n" in error.message()
+    assert "found:    a\\u202eb\\udcff\\x00\n" in error.message()
+    assert error.one_line() == "Bad; expected None, found a\\u202eb\\udcff\\x00"

@@ -6,13 +6,10 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import zarr
 
 from supercl_core import schema
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def group_pattern(path: str) -> str:
@@ -105,60 +102,6 @@ def test_nothing_but_zarr_lies_inside_a_cache(cache_path: Path, members: dict[st
         if file.is_file():
             holder = next(parent for parent in file.parents if parent in folders)
             assert file == holder / "zarr.json" or file.relative_to(holder).parts[0] == "c", file
-
-
-def test_viewers_find_image_layers_and_spacing(root: zarr.Group) -> None:
-    case = root["cases/case_a"]
-    ome: Any = case.attrs["ome"]
-    [multiscale] = ome["multiscales"]
-    assert ome["version"] == "0.5"
-    assert [axis["name"] for axis in multiscale["axes"]] == ["c", "z", "y", "x"]
-    [dataset] = multiscale["datasets"]
-    assert isinstance(case[dataset["path"]], zarr.Array)
-    np.testing.assert_allclose(
-        dataset["coordinateTransformations"][0]["scale"], [1, 3.0, 0.9, 0.8], rtol=1e-6
-    )
-    listed: Any = case["labels"].attrs["ome"]
-    assert listed["labels"] == ["superpixels", "ground_truth"] == sorted(case["labels"].group_keys())[::-1]
-    for name in listed["labels"]:
-        layer: Any = case[f"labels/{name}"].attrs["ome"]
-        assert [axis["name"] for axis in layer["multiscales"][0]["axes"]] == ["z", "y", "x"]
-        assert isinstance(case[f"labels/{name}"][layer["multiscales"][0]["datasets"][0]["path"]], zarr.Array)
-
-
-@pytest.mark.parametrize(("title", "code"), schema.RECIPES, ids=[title for title, _ in schema.RECIPES])
-def test_recipes_run(title: str, code: str, cache_path: Path) -> None:
-    names: dict[str, Any] = {"CACHE": str(cache_path), "CASE": "case_c"}
-    exec(code, names)
-    if "ids" in names:
-        assert names["ids"] == ["case_a", "case_b", "case_c", "case_d"]
-    if "image" in names:
-        assert names["image"].shape == (1, 24, 20)
-        assert names["image"].min() == -100  # the offset is undone
-        assert names["superpixels"].shape == (24, 20)
-    if "members" in names:
-        assert 0 in names["members"]
-        assert len(names["case"]) == len(names["z"]) == len(names["members"])
-
-
-def test_recipes_cover_all_three_kinds_of_question() -> None:
-    code = "\n".join(code for _, code in schema.RECIPES)
-    assert all(name in code for name in ("ids", "superpixels", "members"))
-
-
-def test_cache_schema_md_is_current() -> None:
-    written = (REPOSITORY / "cache_schema.md").read_text(encoding="utf-8")
-    assert written == schema.markdown(), "run `make schema`"
-
-
-def test_markdown_names_every_array_attribute_and_recipe() -> None:
-    text = schema.markdown()
-    for spec in schema.ARRAYS:
-        assert f"`{spec.path.replace('{', '<').replace('}', '>')}`" in text
-    for attribute in schema.ATTRIBUTES:
-        assert f"| `{attribute.key}` |" in text
-    for _, code in schema.RECIPES:
-        assert code.strip() in text
 
 
 def test_paths_and_names_are_unique() -> None:

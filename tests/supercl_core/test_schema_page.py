@@ -1,0 +1,52 @@
+"""The page `cache_schema.md`: current, complete, and its examples of the form of what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zarr
+
+from supercl_core import schema
+from supercl_core.schema_page import EXAMPLES, markdown
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_cache_schema_md_is_current() -> None:
+    written = (REPOSITORY / "cache_schema.md").read_text(encoding="utf-8")
+    assert written == markdown(), "run `make schema`"
+
+
+def test_page_names_every_array_and_attribute_once() -> None:
+    text = markdown()
+    for spec in schema.ARRAYS:
+        assert text.count(f"| `{spec.path.replace('{', '<').replace('}', '>')}` |") == 1
+    for attribute in schema.ATTRIBUTES:
+        assert text.count(f"| `{attribute.key}` | {attribute.type} | {attribute.meaning} |") == 1
+
+
+@pytest.mark.parametrize("group", sorted({spec.group for spec in schema.ATTRIBUTES}))
+def test_examples_are_of_the_form_of_what_is_written(group: str, cache_path: Path) -> None:
+    path = group.strip("/").format(case="case_c", name="intensity")
+    written: Any = zarr.open_group(cache_path / path, mode="r", zarr_format=3).attrs["supercl"]
+    assert list(EXAMPLES[group]) == [spec.key for spec in schema.ATTRIBUTES if spec.group == group]
+    assert_same_form(EXAMPLES[group], written, where=group)
+
+
+def assert_same_form(example: Any, written: Any, *, where: str) -> None:
+    """The same keys and types all the way down; None stands for anything, a list for its first element.
+
+    `versions` holds those packages that are installed.
+    """
+    if example is None or written is None:
+        return
+    number = isinstance(example, float) and isinstance(written, int)
+    assert number or type(example) is type(written), where
+    if isinstance(example, dict):
+        assert where.endswith("versions") or example.keys() == written.keys(), where
+        for key in example:
+            assert_same_form(example[key], written[key], where=f"{where} {key}")
+    elif isinstance(example, list) and example and written:
+        assert_same_form(example[0], written[0], where=where)
