@@ -292,7 +292,9 @@ def time_stages(data: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {"n_segments": CONFIG.n_segments, "compactness": CONFIG.compactness}
     with tempfile.TemporaryDirectory(dir=data.parent) as folder:
         cache_path = Path(folder) / "cache.zarr"
-        create_cache(cache_path, {})
+        create_cache(
+            cache_path, {"channel_names": ["MRI"], "class_names": list(map(str, range(num_classes)))}
+        )
         row = CaseRow(id="case", **computed.row)
         stages: dict[str, Callable[[], object]] = {
             "read": lambda: [read_volume(path) for path in case.paths],

@@ -116,7 +116,7 @@ def time_run(source: Path, cache: Path, num_workers: int) -> float:
 
 def time_loop(source: Path, cache: Path) -> float:
     """Seconds of reading, computing and committing every case in this process, one after the other."""
-    create_cache(cache, {})
+    create_cache(cache, {"channel_names": ["MRI"], "class_names": ["background"]})
     cases: tuple[CaseSource, ...] = discover(source).cases
     start = time.perf_counter()
     for case in cases:
@@ -126,7 +126,8 @@ def time_loop(source: Path, cache: Path) -> float:
             config=PreprocessConfig(),
             num_channels=1,
             num_classes=1,
-            digest="",
+            config_digest="",
+            token="",
             versions=software(),
         )
         assert row.state == "done", row.reason

@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 
 from preprocess.kernels.union_find import connected_components
-from supercl_core.cache_reader import Cache
+from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.cache_writer import set_root_attributes, write_weak_labels
+from supercl_core.locks import hold
 
 MIN_COMPONENTS: Final = 5
 """The hierarchy stops before a level with fewer components (DESIGN)."""
@@ -42,16 +43,33 @@ class Hierarchy:
 
 
 def weak_labels(cache: Cache) -> Hierarchy:
-    """Compute the weak labels of a cache from its intensity ASP maps and make them the default ones."""
-    hierarchy = first_neighbour_hierarchy(intensity_descriptors(cache))
+    """Compute the weak labels of a complete cache from its intensity ASP maps and make them the default ones.
+
+    Raises CacheError where another process changes the cache.
+    """
+    with hold(cache.path):
+        hierarchy = first_neighbour_hierarchy(intensity_descriptors(open_cache(cache.path)))
+        set_root_attributes(
+            cache.path, {"complete": False}
+        )  # while one set of labels is exchanged for another
+        _store(cache.path, hierarchy)
+        set_root_attributes(cache.path, {"complete": True})
+    return hierarchy
+
+
+def store_weak_labels(cache: Cache) -> None:
+    """The same for a cache that is not complete, by the holder of its lock."""
+    _store(cache.path, first_neighbour_hierarchy(intensity_descriptors(cache)))
+
+
+def _store(path: Path, hierarchy: Hierarchy) -> None:
     write_weak_labels(
-        Path(cache.path),
+        path,
         INTENSITY,
         {"ccl": hierarchy.ccl, "nearest": hierarchy.nearest, "similarity": hierarchy.similarity},
         {"num_components": list(hierarchy.num_components), "descriptors": INTENSITY},
     )
-    set_root_attributes(Path(cache.path), {"default_weak_labels": INTENSITY})
-    return hierarchy
+    set_root_attributes(path, {"default_weak_labels": INTENSITY})
 
 
 def intensity_descriptors(cache: Cache) -> np.ndarray:

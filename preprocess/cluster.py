@@ -7,8 +7,10 @@ when is left to `preprocess.runner`, which calls this; `supercl preprocess --dry
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
+import resource
 import shutil
 import signal
 import sys
@@ -22,7 +24,7 @@ from typing import Any, Final
 
 from supercl_core import config as settings
 from supercl_core import provenance
-from supercl_core.errors import SuperCLError, UsageError
+from supercl_core.errors import SuperCLError, UsageError, storage_error
 
 THREADS_PER_WORKER: Final = 2
 """Cases that a worker process has in hand: one is read or committed while the other is computed."""
@@ -35,6 +37,11 @@ NO_WORKER_S: Final = 300
 SUBMISSIONS: Final = 3
 """How often a job is submitted before Slurm's refusal is believed: a busy Slurm may refuse one by mistake."""
 SUBMIT_AGAIN_S: Final = 2
+SMALLEST_MEMORY_BYTES: Final = 1 << 20
+"""Of a job; dask-jobqueue fails below a kilobyte."""
+FILES: Final = 24
+"""Open files of a process that runs workers, and how many more each of these takes (measured: 18 and 11)."""
+FILES_PER_WORKER: Final = 12
 DECISIVE: Final = ("supercl", "SimpleITK", "numba", "numpy", "scikit-image", "zarr")
 """Packages whose version can change the bytes of a case."""
 _ALLOWED_FAILURES: Final = 1
@@ -92,6 +99,7 @@ class SlurmConfig:
             f"0 to maximum_jobs ({self.maximum_jobs})",
         )
         settings.check_setting("cores", self.cores, self.cores > 0, "at least 1")
+        settings.check_setting("memory", self.memory, _is_enough(self.memory), 'a size such as "16GB"')
         settings.check_setting(
             "processes",
             self.processes,
@@ -222,6 +230,16 @@ def read_slurm(path: Path) -> SlurmConfig:
     return settings.resolve(SlurmConfig, config_path=path)
 
 
+def _is_enough(memory: str) -> bool:
+    """Whether Dask takes the text for a size, and for one that a process fits in: a forgotten unit means bytes."""
+    from dask.utils import parse_bytes
+
+    try:
+        return parse_bytes(memory) >= SMALLEST_MEMORY_BYTES
+    except (ValueError, OverflowError):
+        return False
+
+
 def job_script(config: SlurmConfig) -> str:
     """The script that would be submitted for every job; needs dask-jobqueue, but no Slurm."""
     options = config.options()
@@ -255,22 +273,37 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
         def setup(self, worker: Any) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    with (
-        dask.config.set(
-            {"distributed.worker.profile.enabled": False}
-        ),  # samples all threads 100 times a second
-        LocalCluster(
-            n_workers=num_workers,
-            threads_per_worker=THREADS_PER_WORKER,
-            memory_limit=0,  # results are small: nothing to spill, and no reason to pause
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            scheduler_kwargs={"allowed_failures": _ALLOWED_FAILURES},
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(Deaf())
-        yield Cluster(client, cluster.scheduler_address, planned_threads=num_workers * THREADS_PER_WORKER)
+    _check_open_files(num_workers)
+    with dask.config.set(
+        {"distributed.worker.profile.enabled": False}
+    ):  # samples all threads 100 times a second
+        try:
+            opened = LocalCluster(
+                n_workers=num_workers,
+                threads_per_worker=THREADS_PER_WORKER,
+                memory_limit=0,  # results are small: nothing to spill, and no reason to pause
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                scheduler_kwargs={"allowed_failures": _ALLOWED_FAILURES},
+            )
+        except RuntimeError as error:
+            raise SuperCLError(
+                "A worker process did not start.",
+                found=error.__cause__ or error,
+                next_step="Run the same command again; where it is killed every time, look at memory and limits.",
+            ) from None
+        with opened as cluster, Client(cluster) as client:
+            client.register_plugin(Deaf())
+            yield Cluster(client, cluster.scheduler_address, planned_threads=num_workers * THREADS_PER_WORKER)
+
+
+def _check_open_files(num_workers: int) -> None:
+    """Raise StorageError where this process may not open what it needs: Dask would hang, or die in many words."""
+    needed = FILES + FILES_PER_WORKER * num_workers
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < needed:
+        found = f"at most {limit} may be; {num_workers} worker processes take {needed}"
+        raise storage_error(OSError(errno.EMFILE, found))
 
 
 @contextmanager
@@ -328,7 +361,8 @@ def _slurm_cluster(config: SlurmConfig) -> Iterator[Cluster]:
             self.status = Status.running
 
     options = config.options()
-    scheduler_options = {"allowed_failures": _ALLOWED_FAILURES, **options.pop("scheduler_options", {})}
+    given = options.pop("scheduler_options", {})
+    scheduler_options = {"allowed_failures": _ALLOWED_FAILURES, "dashboard_address": ":0", **given}
     with (
         SLURMCluster(
             job_cls=Job, scheduler_options=scheduler_options, silence_logs=logging.CRITICAL, **options

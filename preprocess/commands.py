@@ -1,4 +1,4 @@
-"""The commands of the offline half: `phantom`, `preprocess`, `weak-labels`, `quality`."""
+"""The commands of the offline half: `phantom`, `preprocess`, `repair`, `weak-labels`, `quality`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from preprocess.cluster import SlurmConfig
     from preprocess.pipeline import PreprocessConfig
+    from supercl_core.cases import CaseRow
+    from supercl_core.errors import SuperCLError
 
 
 @click.command()
@@ -55,6 +57,7 @@ def phantom(out: Path, cases: int, seed: int) -> None:
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting; may be repeated."
 )
+@click.option("--retry-failed", is_flag=True, help="Also try failed cases again whose files are unchanged.")
 @click.option("--dry-run", is_flag=True, help="Measure a few slices, and print what the run would take.")
 def preprocess(
     input_path: Path,
@@ -65,13 +68,17 @@ def preprocess(
     slic: str | None,
     config_path: Path | None,
     assignments: tuple[str, ...],
+    retry_failed: bool,
     dry_run: bool,
 ) -> None:
     """Turn the volumes in INPUT into the superpixel cache CACHE; run it again to go on after a stop.
 
     INPUT is a task of the Medical Segmentation Decathlon, or any folder of volumes (NIfTI, NRRD, MetaImage).
     Every slice gets SLIC superpixels and an average-superpixel map; the data set gets CCL weak labels.
-    A case that fails is listed at the end and stops nothing (exit code 3).
+    A case that fails is listed at the end, and by `supercl inspect`, and stops nothing (exit code 3).
+
+    Run again on a finished cache, it computes what is new, what changed (by the content of its files) and failed cases
+    whose files were mended. While it runs, CACHE.lock beside the cache keeps other writers out.
 
     --slurm starts and ends jobs as needed; FILE.toml holds maximum_jobs, cores and memory (of a job), and any other
     option of dask-jobqueue's SLURMCluster, such as queue, account, walltime and job_script_prologue.
@@ -96,7 +103,7 @@ def preprocess(
     from preprocess.pipeline import PreprocessConfig
     from preprocess.runner import run
     from supercl_core.config import resolve
-    from supercl_core.errors import CasesFailedError, UsageError
+    from supercl_core.errors import UsageError
 
     if sum(way is not None for way in (workers, scheduler, slurm_path)) > 1:
         raise UsageError(
@@ -110,21 +117,73 @@ def preprocess(
     if dry_run:
         _dry_run(input_path, cache, config, workers, scheduler, slurm)
         return
-    result = run(input_path, cache, config=config, num_workers=workers, scheduler=scheduler, slurm=slurm)
-    for case_id in result.vanished:
-        click.echo(f"note: the input no longer has the case {case_id}; the cache keeps it", err=True)
+    result = run(
+        input_path,
+        cache,
+        config=config,
+        num_workers=workers,
+        scheduler=scheduler,
+        slurm=slurm,
+        retry_failed=retry_failed,
+    )
+    _note("their files changed, they were computed again", result.changed)
+    _note("the input no longer has them, the cache keeps them", result.vanished)
+    for ids in result.identical:
+        _note("their content is identical; keep them together in a split", ids)
     click.echo(
         f"{cache}: {result.num_computed} cases computed, {result.num_kept} kept from before, "
         f"{len(result.failed)} failed"
     )
     if result.failed:
-        lines = "\n".join(f"    {row.id}: {row.reason}" for row in result.failed)
-        raise CasesFailedError(
-            f"{len(result.failed)} cases failed; the others are in the cache.",
-            where=cache,
-            found=f"\n{lines}",
-            next_step="Mend these files and run the same command again; finished cases are kept.",
-        )
+        raise _failed(cache, result.failed)
+
+
+def _note(text: str, case_ids: tuple[str, ...]) -> None:
+    """Say something of some cases on stderr."""
+    from supercl_core.splits import some_of
+
+    if case_ids:
+        click.echo(f"note: {len(case_ids)} cases ({some_of(case_ids)}): {text}", err=True)
+
+
+def _failed(cache: Path, failed: tuple[CaseRow, ...]) -> SuperCLError:
+    from supercl_core.errors import CasesFailedError
+
+    lines = "\n".join(f"    {row.id}: {row.reason}" for row in failed)
+    return CasesFailedError(
+        f"{len(failed)} cases failed; the others are in the cache.",
+        where=cache,
+        found=f"\n{lines}",
+        next_step="Mend these files and run the same command again; finished cases are kept. With --retry-failed it "
+        "tries cases again whose files are the same.",
+    )
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("input_path", metavar="[INPUT]", required=False, type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+def repair(cache: Path, input_path: Path | None, workers: int | None) -> None:
+    """Find all damage of CACHE, and compute damaged cases again from the volumes that it was made from.
+
+    Only these are computed; tables and weak labels are written anew. INPUT is needed where the volumes are not where
+    they were.
+
+    \b
+    Example:  supercl verify heart.zarr
+              supercl repair heart.zarr
+    """
+    from preprocess.runner import repair as mend
+    from supercl_core.errors import printable
+
+    found, result = mend(cache, input_path, num_workers=workers)
+    for damage in found.damages:
+        click.echo(printable(f"{damage.where}: {damage.problem}"))
+    click.echo(
+        f"{cache}: no damage" if result is None else f"{cache}: {result.num_computed} cases computed again"
+    )
+    if result is not None and result.failed:
+        raise _failed(cache, result.failed)
 
 
 def _dry_run(

@@ -128,7 +128,7 @@ def _measure(case: CaseSource, plan: Plan, config: PreprocessConfig) -> _Sample:
     row = CaseRow(id=case.id, source=str(case.image_path), **computed.row)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sample.zarr"
-        create_cache(path, {})
+        create_cache(path, plan.attributes)
         start = time.perf_counter()
         write_case(path, row, computed.arrays, attributes=computed.attributes)
         write_s = time.perf_counter() - start

@@ -1,28 +1,35 @@
-"""What there is to do: which cases of a source are new, finished already, or changed. Writes nothing.
+"""What there is to do: which cases of a source are new, finished already, changed or known to fail. Writes nothing.
 
+A case is identified by content: settings, version of the kernels and digest of its files. As reading all files takes
+as long as a run, size and times of change stand for them; where these differ, the digest decides.
 Called by `preprocess.runner` before any work starts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import zarr
-
-from preprocess.pipeline import PreprocessConfig
+from preprocess.pipeline import PreprocessConfig, kernels_version
 from supercl_core import config as settings
-from supercl_core.cache_reader import check_version
+from supercl_core.cache_reader import check_version, open_cache
 from supercl_core.cache_writer import committed_case
-from supercl_core.cases import CaseRow
+from supercl_core.cases import CaseRow, case_key
 from supercl_core.errors import CacheError, SuperCLError
+from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, DataSource
+from supercl_core.volume_headers import files_of
 from supercl_core.volumes import Header, read_header
+from supercl_core.zarr_files import read_attributes
+
+_THREADS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +37,25 @@ class Plan:
     """The work that a run has before it."""
 
     attributes: dict[str, Any]
-    """Root attributes of the cache."""
+    """Root attributes of the cache, but for those that its writer sets."""
+    is_new: bool
+    """Whether the cache has no root yet."""
     todo: tuple[CaseSource, ...]
     """Cases to compute, largest first, so that no worker is left alone with a large one at the end."""
     headers: Mapping[str, Header]
     """Of the images of these cases, by case id."""
     kept: tuple[CaseRow, ...]
     """Cases that the cache holds already."""
+    restamped: Mapping[str, list[list[int]]]
+    """Source stamps of kept cases whose files were moved, copied or touched, by case id."""
     failed: tuple[CaseRow, ...]
-    """Cases whose image cannot even be opened."""
+    """Cases whose image cannot even be opened, and those that failed before and have not changed."""
+    changed: tuple[str, ...]
+    """Cases of the cache whose files hold something else by now; they are computed again."""
     vanished: tuple[str, ...]
     """Cases of the cache that the source no longer has; they are kept."""
-
-    @property
-    def nothing_to_do(self) -> bool:
-        """Whether the cache is finished, and the source holds nothing that it has not."""
-        return self.attributes.get("complete", False) and not self.todo and not self.failed
+    is_finished: bool
+    """Whether the cache is complete and holds just this."""
 
     @property
     def num_channels(self) -> int:
@@ -58,37 +68,60 @@ class Plan:
         return len(self.attributes["class_names"])
 
 
-def make_plan(source: DataSource, cache_path: Path, config: PreprocessConfig) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What a cache says of itself before its cases are looked at."""
+
+    root: dict[str, Any] | None
+    """None where there is no root, or a damaged one."""
+    rows: Mapping[str, CaseRow]
+    """Its table, by case id; empty where there is none, or a damaged one."""
+    is_complete: bool
+    """Whether it is marked so, and its tables and weak labels are whole."""
+    config_digest: str
+    recompute: Collection[str]
+    retry_failed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finding:
+    """What becomes of one case: one of the first three."""
+
+    kept: CaseRow | None = None
+    failed: CaseRow | None = None
+    header: Header | None = None
+    stamp: list[list[int]] | None = None
+    """The new stamp of a case that is kept."""
+    changed: bool = False
+
+
+def make_plan(
+    source: DataSource,
+    cache_path: Path,
+    config: PreprocessConfig,
+    *,
+    retry_failed: bool = False,
+    recompute: Collection[str] = (),
+) -> Plan:
     """Compare the source with what is in the cache, and look into the headers of what is to do.
 
-    Raises CacheError when something else lies at `cache_path`, or a cache with other settings.
+    `retry_failed`: compute failed cases again although their files are the same. `recompute`: ids of cases that are
+    not to be kept. Raises CacheError when something else lies at `cache_path`, or a cache with other settings.
     """
-    config_digest = settings.digest(settings.as_dict(config))
-    stored = _stored_attributes(cache_path, config)
-    kept, todo = [], []
-    for case in source.cases:
-        row = _finished_row(cache_path, case, config_digest) if stored else None
-        if row is None:
-            todo.append(case)
-        else:
-            kept.append(row)
-    headers: dict[str, Header] = {}
-    failed = []
-    with ThreadPoolExecutor(8) as pool:
-        for case, outcome in zip(todo, pool.map(_header_or_error, todo), strict=True):
-            if isinstance(outcome, SuperCLError):
-                failed.append(failed_row(case, outcome))
-            else:
-                headers[case.id] = outcome
-    channels = Counter(header.shape[0] for header in headers.values())
-    attributes = stored or {
-        "name": source.name,
-        "channel_names": list(source.channel_names or _channel_names(channels)),
-        "class_names": list(source.class_names or ()),
-        "config": settings.as_dict(config),
-        "config_digest": config_digest,
-        "default_weak_labels": None,
-    }
+    wanted = {"config": settings.as_dict(config), "kernels": kernels_version(config)}
+    config_digest = settings.digest(wanted)
+    root = _root(cache_path, wanted)
+    known = _known(cache_path, root, config_digest, recompute, retry_failed)
+    findings: list[_Finding] = []
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        progress("plan", total=len(source.cases), unit="cases", shown=root is not None) as advance,
+    ):
+        for finding in pool.map(lambda case: _examine(case, cache_path, known), source.cases):
+            findings.append(finding)
+            advance()
+    cases = list(zip(source.cases, findings, strict=True))
+    headers = {case.id: finding.header for case, finding in cases if finding.header is not None}
     ids = {case.id for case in source.cases}
     committed = _committed_ids(cache_path)
     if committed and not ids & {*committed}:
@@ -99,73 +132,156 @@ def make_plan(source: DataSource, cache_path: Path, config: PreprocessConfig) ->
             found=f"{source.name}: {', '.join(sorted(ids)[:3])}",
             next_step="Check the input's path, or name another path for a new cache.",
         )
-    vanished = tuple(case_id for case_id in committed if case_id not in ids)
-    kept += [row for row in map(_committed_row, [cache_path] * len(vanished), vanished) if row is not None]
-    readable = [case for case in todo if case.id in headers]
+    attributes = {
+        **(root or {"default_weak_labels": "", "provenance": {}}),
+        **_declared(source, root, Counter(header.shape[0] for header in headers.values()), cache_path),
+        **wanted,
+        "config_digest": config_digest,
+    }
+    gone = {
+        case_id: _committed(cache_path, case_id, config_digest) for case_id in committed if case_id not in ids
+    }
+    vanished = {case_id: found[0] for case_id, found in gone.items() if found is not None}
+    kept = [finding.kept for finding in findings if finding.kept is not None] + [*vanished.values()]
+    failed = [finding.failed for finding in findings if finding.failed is not None]
+    todo = [case for case in source.cases if case.id in headers]
     return Plan(
         attributes=attributes,
-        todo=tuple(sorted(readable, key=lambda case: (-math.prod(headers[case.id].shape), case.id))),
+        is_new=root is None,
+        todo=tuple(sorted(todo, key=lambda case: (-math.prod(headers[case.id].shape), case.id))),
         headers=headers,
         kept=tuple(kept),
+        restamped={case.id: finding.stamp for case, finding in cases if finding.stamp is not None},
         failed=tuple(failed),
-        vanished=vanished,
+        changed=tuple(case.id for case, finding in cases if finding.changed),
+        vanished=tuple(vanished),
+        is_finished=known.is_complete
+        and not todo
+        and attributes == root
+        and {row.id: row for row in (*kept, *failed)} == known.rows,
     )
 
 
-def source_stamp(case: CaseSource) -> list[list[Any]]:
-    """Path, size (bytes) and modification time (ns) of every source file that exists."""
-    return [
-        [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in case.paths
-        if path.is_file()
-    ]
+def source_stamp(case: CaseSource) -> list[list[int]]:
+    """Size (bytes) and times of change of content and of anything (ns) of every source file that can be looked at."""
+    stamps = []
+    for path in _files(case):
+        with suppress(OSError):
+            stat = path.stat()
+            stamps.append([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return stamps
 
 
-def failed_row(case: CaseSource, error: BaseException) -> CaseRow:
+def source_digest(case: CaseSource) -> str:
+    """SHA-256 (hex) over the bytes of the case's source files, in order. Raises OSError where one cannot be read."""
+    total = hashlib.sha256()
+    for path in _files(case):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def failed_row(case: CaseSource, error: BaseException | str) -> CaseRow:
     """The row of a case that could not be computed."""
     if isinstance(error, SuperCLError):
         reason = error.one_line() + (f" ({error.where})" if error.where is not None else "")
     else:
-        reason = f"{type(error).__name__}: {error}"
-    return CaseRow(id=case.id, state="failed", reason=reason, source=str(case.image_path))
+        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    return CaseRow(id=case.id, state="failed", reason=reason, source=case.name, digest=_digest_or_empty(case))
 
 
-def _stored_attributes(cache_path: Path, config: PreprocessConfig) -> dict[str, Any] | None:
-    """The root attributes of an existing cache that was made with these settings; None where there is none."""
-    if not cache_path.exists():
+def _root(cache_path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The root attributes of an existing cache that was made with these settings.
+
+    None where there is none yet, or where the root is damaged: it is written again, from the same settings.
+    """
+    if not cache_path.exists() or (cache_path.is_dir() and not any(cache_path.iterdir())):
         return None
-    attributes: Any = {}
-    if (cache_path / "zarr.json").is_file():
-        attributes = zarr.open_group(cache_path, mode="r", zarr_format=3).attrs.get("supercl", {})
-    elif next(iter(cache_path.iterdir()) if cache_path.is_dir() else iter([cache_path]), None) is None:
-        return None
-    check_version(cache_path, attributes)
-    wanted = settings.as_dict(config)
-    changed = [key for key in wanted if wanted[key] != attributes["config"].get(key)]
-    if changed:
+    check_version(cache_path)
+    try:
+        root = read_attributes(cache_path, "/")
+    except CacheError:
+        if _is_ours(cache_path / "cases"):
+            return None
         raise CacheError(
-            "The cache was made with other settings.",
+            "Something else lies where the cache is to be.",
             where=cache_path,
-            expected=", ".join(f"{key} = {attributes['config'].get(key)}" for key in changed),
-            found=", ".join(f"{key} = {wanted[key]}" for key in changed),
-            next_step="Use the settings of the cache, or name another path for a new one.",
-        )
-    return attributes
+            expected="a cache of supercl, or nothing",
+            found="a folder that holds other things" if cache_path.is_dir() else "a file",
+            next_step="Name another path for the cache.",
+        ) from None
+    before = {**root["config"], "kernels": root["kernels"]}
+    now = {**wanted["config"], "kernels": wanted["kernels"]}
+    changed = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    if changed:
+        raise _other_settings(cache_path, {key: (before.get(key), now.get(key)) for key in changed})
+    return root
 
 
-def _finished_row(cache_path: Path, case: CaseSource, config_digest: str) -> CaseRow | None:
-    """The row of a case that the cache holds, computed from these files with these settings."""
-    attributes = committed_case(cache_path, case.id)
-    if attributes is None or attributes["config_digest"] != config_digest:
-        return None
-    if attributes["source_stamp"] != source_stamp(case):
-        return None
-    return CaseRow.from_dict(attributes["row"])
+def _is_ours(cases_path: Path) -> bool:
+    """Whether a folder was made by `create_cache`, also by one that was killed."""
+    return (cases_path / "zarr.json").is_file() or (cases_path.is_dir() and not any(cases_path.iterdir()))
 
 
-def _committed_row(cache_path: Path, case_id: str) -> CaseRow | None:
+def _known(
+    cache_path: Path,
+    root: dict[str, Any] | None,
+    config_digest: str,
+    recompute: Collection[str],
+    retry_failed: bool,
+) -> _Known:
+    rows: dict[str, CaseRow] = {}
+    is_complete = False
+    if root is not None:
+        with suppress(CacheError):
+            cache = open_cache(cache_path, unfinished=True)
+            rows = {row.id: row for row in cache.rows}
+            cache.weak_labels()
+            is_complete = root["complete"]
+    return _Known(
+        root=root,
+        rows=rows,
+        is_complete=is_complete,
+        config_digest=config_digest,
+        recompute=recompute,
+        retry_failed=retry_failed,
+    )
+
+
+def _examine(case: CaseSource, cache_path: Path, known: _Known) -> _Finding:
+    if case.problem:
+        return _Finding(failed=failed_row(case, case.problem))
+    committed = None if case.id in known.recompute else _committed(cache_path, case.id, known.config_digest)
+    if committed is not None:
+        row, stamp = committed
+        if (now := source_stamp(case)) == stamp:
+            return _Finding(kept=row)
+        if _digest_or_empty(case) == row.digest:
+            return _Finding(kept=row, stamp=now)
+    earlier = known.rows.get(case.id)
+    if earlier is not None and earlier.state == "failed" and not known.retry_failed:
+        digest = _digest_or_empty(case)
+        if digest and digest == earlier.digest:
+            return _Finding(failed=earlier)
+    try:
+        for path in case.paths[1:]:
+            read_header(path)
+        return _Finding(header=read_header(case.image_path), changed=committed is not None)
+    except SuperCLError as error:
+        return _Finding(failed=failed_row(case, error))
+
+
+def _committed(
+    cache_path: Path, case_id: str, config_digest: str
+) -> tuple[CaseRow, list[list[int]] | None] | None:
+    """Row and source stamp of a case that is in the cache, computed with these settings."""
     attributes = committed_case(cache_path, case_id)
-    return None if attributes is None else CaseRow.from_dict(attributes["row"])
+    if attributes is None:
+        return None
+    row = CaseRow.from_dict(attributes["row"])
+    if attributes["key"] != case_key(config_digest, row.digest):
+        return None
+    return row, attributes["provenance"].get("source_stamp")
 
 
 def _committed_ids(cache_path: Path) -> list[str]:
@@ -175,13 +291,45 @@ def _committed_ids(cache_path: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/zarr.json"))
 
 
-def _header_or_error(case: CaseSource) -> Header | SuperCLError:
-    try:
-        for path in case.paths[1:]:
-            read_header(path)
-        return read_header(case.image_path)
-    except SuperCLError as error:
-        return error
+def _digest_or_empty(case: CaseSource) -> str:
+    """The digest of a case's files; empty where one is missing, no regular file, or unreadable."""
+    with suppress(OSError):
+        if all(path.is_file() for path in case.paths):
+            return source_digest(case)
+    return ""
+
+
+def _files(case: CaseSource) -> list[Path]:
+    return [file for path in case.paths for file in files_of(path)]
+
+
+def _declared(
+    source: DataSource, root: Mapping[str, Any] | None, channels: Counter[int], cache_path: Path
+) -> dict[str, Any]:
+    """Name, channels and classes as the source declares them, or as the cache has them where it declares none.
+
+    Raises CacheError where cases of the cache cannot be cases of such a data set.
+    """
+    class_names = list(source.class_names or ())
+    if root is None:
+        channel_names = list(source.channel_names or _channel_names(channels))
+    else:
+        channel_names = list(source.channel_names or root["channel_names"])
+        before = {"channels": root["channel_names"], "classes": root["class_names"]}
+        if len(channel_names) != len(root["channel_names"]) or len(class_names) < len(root["class_names"]):
+            now = {"channels": channel_names, "classes": class_names}
+            raise _other_settings(cache_path, {key: (before[key], now[key]) for key in before})
+    return {"name": source.name, "channel_names": channel_names, "class_names": class_names}
+
+
+def _other_settings(cache_path: Path, changed: Mapping[str, tuple[Any, Any]]) -> CacheError:
+    return CacheError(
+        "The cache was made with other settings.",
+        where=cache_path,
+        expected=", ".join(f"{key} = {before}" for key, (before, _) in changed.items()),
+        found=", ".join(f"{key} = {now}" for key, (_, now) in changed.items()),
+        next_step="Use the settings of the cache, or name another path for a new one.",
+    )
 
 
 def _channel_names(channels: Counter[int]) -> list[str]:

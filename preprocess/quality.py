@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from supercl_core.intensity import rescale_slice
+from supercl_core.pictures import boundaries
 
 METRICS: Final = {
     "asa": "achievable accuracy, ASA",
@@ -109,18 +110,6 @@ def explained_variance(superpixels_YX: np.ndarray, slice_CYX: np.ndarray) -> flo
     sizes = np.maximum(np.bincount(ids), 1)
     explained = sum((np.bincount(ids, channel.ravel()) ** 2 / sizes).sum() for channel in values)
     return float(explained / total)
-
-
-def boundaries(regions_YX: np.ndarray) -> np.ndarray:
-    """Pixels with a 4-neighbour in another region: bool (y, x) from integers (y, x)."""
-    found_YX = np.zeros(regions_YX.shape, bool)
-    down = regions_YX[1:] != regions_YX[:-1]
-    right = regions_YX[:, 1:] != regions_YX[:, :-1]
-    found_YX[1:] |= down
-    found_YX[:-1] |= down
-    found_YX[:, 1:] |= right
-    found_YX[:, :-1] |= right
-    return found_YX
 
 
 @dataclass(frozen=True, kw_only=True)

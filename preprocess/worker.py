@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import fcntl
-import hashlib
 import os
 import socket
 import tempfile
@@ -17,13 +17,16 @@ from typing import Final
 
 from preprocess.cluster import check_software
 from preprocess.pipeline import CaseArrays, PreprocessConfig, process_case
-from preprocess.plan import failed_row, source_stamp
+from preprocess.plan import failed_row, source_digest, source_stamp
 from supercl_core.cache_writer import write_case
-from supercl_core.cases import CaseRow
-from supercl_core.errors import SuperCLError
+from supercl_core.cases import CaseRow, case_key
+from supercl_core.errors import SuperCLError, storage_error
+from supercl_core.locks import check_lock
 from supercl_core.sources import CaseSource
 from supercl_core.volumes import Volume, read_volume
 
+_NOT_THE_CASE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Refusals of the system that no file of a case is the reason of, as its files are only read."""
 _compiled: Final[set[tuple[object, ...]]] = set()
 """What this process need not compile any more."""
 
@@ -35,25 +38,38 @@ def compute_case(
     config: PreprocessConfig,
     num_channels: int,
     num_classes: int,
-    digest: str,
+    config_digest: str,
+    token: str,
     versions: Mapping[str, str],
 ) -> CaseRow:
     """Compute one case and commit it; runs in a worker. A failure becomes the row's reason.
 
-    `digest`: of the settings, stored with the case. `versions`: of the software that the case is to be computed with;
-    raises SuperCLError where this worker has other ones (workers may join at any time).
+    `config_digest`: the root's. `token`: of the run's lock. `versions`: of the software that the case is to be computed
+    with; raises SuperCLError where this worker has other ones (workers may join at any time). Raises StorageError where
+    the system takes no more (a full disk, too many open files), and CacheError where the run has lost its lock.
     """
     check_software(versions, host=socket.gethostname())
     _keep_freed_memory()
     try:
         stamp = source_stamp(case)
         computed = _computed(case, config, num_channels, num_classes)
-        row = CaseRow(id=case.id, digest=_file_digest(case), source=str(case.image_path), **computed.row)
-        attributes = {**computed.attributes, "config_digest": digest, "source_stamp": stamp}
-        write_case(cache_path, row, computed.arrays, attributes=attributes)
+        digest = source_digest(case)
+        _check_unchanged(case, stamp)
     except Exception as error:  # one case, whatever is wrong with it, must not stop the others
+        if isinstance(error, OSError) and error.errno in _NOT_THE_CASE:
+            raise storage_error(error, where="files beside the cache, such as NUMBA_CACHE_DIR") from None
         return failed_row(case, error)
-    return row
+    row = CaseRow(id=case.id, digest=digest, source=case.name, **computed.row)
+    attributes = {
+        **computed.attributes,
+        "key": case_key(config_digest, digest),
+        "provenance": {"source_stamp": stamp},
+    }
+    try:
+        return write_case(cache_path, row, computed.arrays, attributes=attributes, token=token)
+    except OSError as error:
+        check_lock(cache_path, token)  # the next holder removes what a lost run was writing
+        raise storage_error(error, where=cache_path) from None
 
 
 def compile_kernels(
@@ -68,7 +84,12 @@ def compile_kernels(
     kind = (config, num_channels, *(array.dtype for array in arrays))
     if kind in _compiled:
         return
-    with (Path(tempfile.gettempdir()) / f"supercl-kernels-{os.getuid()}.lock").open("a") as lock:
+    with open(
+        Path(tempfile.gettempdir()) / f"supercl-kernels-{os.getuid()}.lock",
+        "a",
+        # Everybody may write there, so a link is not followed.
+        opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600),
+    ) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or by the death of the process
         with suppress(SuperCLError):  # said when the whole case is computed
             process_case(
@@ -109,10 +130,10 @@ def _keep_freed_memory() -> None:
         set_option(m_mmap_threshold, 32 << 20)
 
 
-def _file_digest(case: CaseSource) -> str:
-    """SHA-256 (hex) over the bytes of the case's source files, in order."""
-    total = hashlib.sha256()
-    for path in case.paths:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def _check_unchanged(case: CaseSource, stamp: list[list[int]]) -> None:
+    if source_stamp(case) != stamp:
+        raise SuperCLError(
+            "The case's files changed while they were read.",
+            where=case.image_path,
+            next_step="Run the same command again once nothing writes to them.",
+        )

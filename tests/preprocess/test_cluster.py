@@ -58,6 +58,11 @@ def test_job_script_holds_the_options_and_two_threads_for_every_process(
         (SMALLEST + "processes = 5", "'processes' is out of range"),
         (SMALLEST + "queue = 5", "'queue' has a value of the wrong type"),
         ("cores = -1\n" + SMALLEST.replace("cores = 4\n", ""), "'cores' is out of range"),
+        (SMALLEST.replace("3GB", "much"), "'memory' is out of range"),
+        (SMALLEST.replace("3GB", " "), "'memory' is out of range"),
+        (SMALLEST.replace("3GB", "-3GB"), "'memory' is out of range"),
+        (SMALLEST.replace("3GB", "16"), "'memory' is out of range"),
+        (SMALLEST.replace("3GB", "1e400GB"), "'memory' is out of range"),
         ("cores", "not valid TOML"),
     ],
 )

@@ -121,7 +121,7 @@ def test_other_things_at_the_path_of_the_cache_are_refused_and_left_alone(
     prepare(tmp_path / "mine")
     outcome = supercl("preprocess", msd_path, tmp_path / "mine")
     assert outcome.code == 4
-    assert "found:    no cache of ours" in outcome.err
+    assert "error: Something else lies where the cache is to be." in outcome.err
     kept = tmp_path / "mine"
     assert ((kept / "photos.txt") if kept.is_dir() else kept).read_text() == "mine"
     assert names(tmp_path) == ["mine"]
@@ -145,7 +145,7 @@ def test_a_cache_of_another_schema_version_is_code_4(
     (cache_copy / "zarr.json").write_text(json.dumps(content))
     outcome = supercl("preprocess", msd_path, cache_copy)
     assert outcome.code == 4
-    assert "expected: version 1\n  found:    version 0" in outcome.err
+    assert "expected: version 2\n  found:    version 0" in outcome.err
 
 
 def test_phantom_leaves_a_folder_with_other_things_alone(tmp_path: Path, supercl: Callable[..., Any]) -> None:

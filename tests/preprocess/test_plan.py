@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from preprocess.pipeline import PreprocessConfig
+from preprocess import pipeline
+from preprocess import plan as plan_module
+from preprocess.pipeline import COMPUTATION, PreprocessConfig
 from preprocess.plan import make_plan
 from supercl_core.config import as_dict, digest
 from supercl_core.errors import CacheError
-from supercl_core.sources import discover
+from supercl_core.sources import CaseSource, discover
 
 CONFIG = PreprocessConfig()
 
@@ -31,32 +36,111 @@ def test_everything_is_to_do_for_a_new_cache(msd_path: Path, tmp_path: Path) -> 
     assert (plan.num_channels, plan.num_classes) == (1, 3)
     assert plan.attributes["name"] == "Task99_Tiny"
     assert plan.attributes["config"] == as_dict(CONFIG)
-    assert plan.attributes["config_digest"] == digest(as_dict(CONFIG))
+    assert plan.attributes["config_digest"] == digest({"config": as_dict(CONFIG), "kernels": COMPUTATION})
+    assert plan.is_new
+    assert not plan.is_finished
     assert not (tmp_path / "out.zarr").exists()
 
 
 def test_nothing_is_to_do_for_a_finished_cache(msd_path: Path, cache_path: Path) -> None:
     plan = make_plan(discover(msd_path), cache_path, CONFIG)
-    assert plan.todo == plan.failed == plan.vanished == ()
+    assert plan.todo == plan.failed == plan.vanished == plan.changed == ()
+    assert plan.is_finished
+    assert not plan.restamped
     assert [row.id for row in plan.kept] == ["case_a", "case_b", "case_c", "case_d"]
 
 
 @pytest.mark.parametrize("part", ["imagesTr/case_a.nii.gz", "labelsTr/case_a.nii.gz"])
-def test_a_touched_image_or_label_is_to_do_again(
-    part: str, msd_path: Path, tmp_path: Path, scheduler: str
+def test_a_changed_image_or_label_is_to_do_again_and_a_touched_one_is_not(
+    part: str, msd_path: Path, cache_path: Path, tmp_path: Path
 ) -> None:
-    from preprocess import run
-
     source = Path(shutil.copytree(msd_path, tmp_path / "in"))
-    run(source, tmp_path / "out.zarr", scheduler=scheduler)
     (source / part).touch()
-    plan = make_plan(discover(source), tmp_path / "out.zarr", CONFIG)
+    plan = make_plan(discover(source), cache_path, CONFIG)
+    assert (plan.todo, plan.changed) == ((), ())
+    assert "case_a" in plan.restamped
+    other = next(entry for entry in (source / part).parent.iterdir() if "case_b" in entry.name)
+    shutil.copyfile(other, source / part)
+    plan = make_plan(discover(source), cache_path, CONFIG)
     assert [case.id for case in plan.todo] == ["case_a"]
+    assert plan.changed == ("case_a",)
+    assert not plan.is_finished
 
 
-def test_the_same_files_elsewhere_are_to_do_again(msd_path: Path, cache_path: Path, tmp_path: Path) -> None:
+def test_the_same_files_elsewhere_are_the_same_cases(
+    msd_path: Path, cache_path: Path, tmp_path: Path
+) -> None:
     source = Path(shutil.copytree(msd_path, tmp_path / "moved"))
-    assert len(make_plan(discover(source), cache_path, CONFIG).todo) == 4
+    plan = make_plan(discover(source), cache_path, CONFIG)
+    assert plan.is_finished
+    assert sorted(plan.restamped) == ["case_a", "case_b", "case_c", "case_d"]
+
+
+@pytest.mark.parametrize(("header", "values"), [("a.mhd", "a.raw"), ("a.hdr", "a.img")])
+def test_values_beside_their_header_count_too(header: str, values: str, tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / header))
+    case = CaseSource(id="a", name=header, image_path=tmp_path / header)
+    before = plan_module.source_digest(case), plan_module.source_stamp(case)
+    assert len(before[1]) == 2
+    (tmp_path / values).write_bytes(b"x" * (tmp_path / values).stat().st_size)
+    assert plan_module.source_digest(case) != before[0]
+    assert plan_module.source_stamp(case) != before[1]
+
+
+def test_the_digest_decides_only_where_size_or_times_differ(
+    msd_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        plan_module, "source_digest", None
+    )  # reading all files again would take as long as a run
+    assert make_plan(discover(msd_path), cache_path, CONFIG).is_finished
+
+
+def test_cases_to_recompute_are_not_kept(msd_path: Path, cache_path: Path) -> None:
+    plan = make_plan(discover(msd_path), cache_path, CONFIG, recompute={"case_c"})
+    assert [case.id for case in plan.todo] == ["case_c"]
+    assert plan.changed == ()
+
+
+@pytest.mark.parametrize(
+    "part", ["table/id/c/0/0", "slices/z/zarr.json", "weak_labels/intensity/ccl/c/0/0", "weak_labels"]
+)
+def test_a_cache_without_whole_tables_or_labels_is_not_finished(
+    part: str, msd_path: Path, cache_copy: Path
+) -> None:
+    if (cache_copy / part).is_dir():
+        shutil.rmtree(cache_copy / part)
+    else:
+        (cache_copy / part).write_bytes(b"x")
+    plan = make_plan(discover(msd_path), cache_copy, CONFIG)
+    assert plan.todo == ()
+    assert not plan.is_finished
+
+
+@pytest.mark.parametrize("damage", ["missing", "no JSON", "empty"])
+def test_a_damaged_root_is_written_again_around_its_cases(
+    damage: str, msd_path: Path, cache_copy: Path
+) -> None:
+    if damage == "missing":
+        (cache_copy / "zarr.json").unlink()
+    else:
+        (cache_copy / "zarr.json").write_text("" if damage == "empty" else "{")
+    plan = make_plan(discover(msd_path), cache_copy, CONFIG)
+    assert plan.is_new
+    assert (plan.todo, len(plan.kept)) == ((), 4)
+    # Without a root it is the key of each case that tells other settings.
+    other = make_plan(discover(msd_path), cache_copy, PreprocessConfig(n_segments=50))
+    assert (len(other.todo), other.kept) == (4, ())
+
+
+@pytest.mark.parametrize("content", ["cases/mine.txt", "mine.txt", "zarr.json"])
+def test_a_folder_of_somebody_else_is_refused(content: str, msd_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out.zarr" / content
+    file.parent.mkdir(parents=True)
+    file.write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    with pytest.raises(CacheError):
+        make_plan(discover(msd_path), tmp_path / "out.zarr", CONFIG)
+    assert file.exists()
 
 
 def test_files_that_cannot_be_opened_fail_before_any_work(
@@ -71,8 +155,9 @@ def test_files_that_cannot_be_opened_fail_before_any_work(
     plan = make_plan(discover(source), tmp_path / "out.zarr", CONFIG)
     assert [case.id for case in plan.todo] == ["good"]
     reasons = {row.id: row.reason for row in plan.failed}
-    assert "cannot be read as a volume" in reasons["bad_image"]
-    assert reasons["bad_label"] == f"The file does not exist ({source / 'labelsTr' / 'bad_label.nii.gz'})"
+    assert "content is not what its name says" in reasons["bad_image"]
+    assert "does not exist" in reasons["bad_label"]
+    assert str(source / "labelsTr" / "bad_label.nii.gz") in reasons["bad_label"]
     assert {row.state for row in plan.failed} == {"failed"}
 
 
@@ -104,6 +189,44 @@ def test_other_settings_are_named(msd_path: Path, cache_path: Path) -> None:
         make_plan(discover(msd_path), cache_path, PreprocessConfig(n_segments=50, spacing="unknown"))
     assert caught.value.expected == "n_segments = 100, spacing = file"
     assert caught.value.found == "n_segments = 50, spacing = unknown"
+
+
+def test_other_kernels_are_other_settings(
+    msd_path: Path, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "COMPUTATION", "a later one")
+    with pytest.raises(CacheError, match="other settings") as caught:
+        make_plan(discover(msd_path), cache_path, CONFIG)
+    assert (caught.value.expected, caught.value.found) == ("kernels = 1", "kernels = a later one")
+
+
+def test_scikit_images_version_is_part_of_the_kernels_where_it_computes() -> None:
+    assert pipeline.kernels_version(PreprocessConfig(slic="skimage")).endswith(version("scikit-image"))
+
+
+def test_classes_may_be_added_and_not_taken_away(msd_path: Path, cache_path: Path) -> None:
+    source = discover(msd_path)
+    assert source.class_names is not None
+    more = dataclasses.replace(source, class_names=(*source.class_names, "tumour"))
+    plan = make_plan(more, cache_path, CONFIG)
+    assert plan.num_classes == 4
+    assert not plan.is_finished
+    fewer = dataclasses.replace(source, class_names=source.class_names[:-1])
+    with pytest.raises(CacheError, match="classes"):
+        make_plan(fewer, cache_path, CONFIG)
+    channels = dataclasses.replace(source, channel_names=("T1", "T2"))
+    with pytest.raises(CacheError, match="channels"):
+        make_plan(channels, cache_path, CONFIG)
+
+
+def test_a_case_with_a_problem_is_listed_and_not_opened(msd_path: Path, tmp_path: Path) -> None:
+    source = discover(msd_path)
+    bad = dataclasses.replace(source.cases[0], problem="Two files would become this case.")
+    plan = make_plan(
+        dataclasses.replace(source, cases=(bad, *source.cases[1:])), tmp_path / "out.zarr", CONFIG
+    )
+    assert [(row.id, row.reason) for row in plan.failed] == [("case_a", "Two files would become this case.")]
+    assert len(plan.todo) == 3
 
 
 def test_a_cache_of_another_data_set_is_refused(

@@ -204,7 +204,7 @@ def test_a_picture_that_cannot_be_written_is_said_before_the_slices_are_measured
     (tmp_path / "file").touch()
     outcome = supercl("quality", caches["fast"], "--picture", tmp_path / "file" / "look.png")
     assert (outcome.code, outcome.out) == (1, "")
-    assert "The system refused access to a file." in outcome.err
+    assert "The system refuses a file." in outcome.err
     assert "17/17" not in outcome.err
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,27 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from cache_bytes import content
 from distributed import Client, Future
 
-from preprocess import cluster, run, runner
+from preprocess import cluster, plan, run, runner, worker
 from preprocess.pipeline import PreprocessConfig
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.files import wip_path
+from supercl_core.locks import hold, lock_path
+from supercl_core.volumes import read_volume
 
 Textures = Callable[[tuple[int, ...], int], np.ndarray]
-
-
-def content(cache_path: Path) -> dict[str, bytes]:
-    """Every file of a cache but for the provenance attribute."""
-    files = {
-        str(file.relative_to(cache_path)): file.read_bytes()
-        for file in cache_path.rglob("*")
-        if file.is_file()
-    }
-    root = json.loads(files["zarr.json"])
-    assert root["attributes"]["supercl"].pop("provenance")
-    return {**files, "zarr.json": json.dumps(root).encode()}
 
 
 def integers(texture: Textures, seed: int, shape: tuple[int, ...] = (3, 16, 16)) -> np.ndarray:
@@ -133,7 +125,7 @@ def test_a_changed_source_is_computed_again_and_a_new_case_added(
 ) -> None:
     path = small.parent / "out.zarr"
     run(small, path, scheduler=scheduler)
-    untouched = path / "cases" / "case_a" / "zarr.json"
+    untouched = path / "cases" / "case_a" / "image" / "zarr.json"
     before = untouched.stat().st_mtime_ns
     # Case b becomes another image and case d comes; writing would touch the others, so their times are put back.
     times = {file: file.stat() for file in (small / "imagesTs").iterdir()}
@@ -169,7 +161,7 @@ def test_a_case_that_vanished_is_kept_and_noted(
     (small / "dataset.json").write_text(json.dumps(declared))
     outcome = supercl("preprocess", small, path)
     assert outcome.code == 0
-    assert "no longer has the case case_b; the cache keeps it" in outcome.err
+    assert "note: 1 cases (case_b): the input no longer has them, the cache keeps them" in outcome.err
     assert "0 cases computed, 3 kept from before, 0 failed" in outcome.out
     assert open_cache(path).case("case_b").image_ZCYX.shape == (3, 1, 16, 16)
 
@@ -187,6 +179,185 @@ def test_a_failed_case_is_tried_again_once_it_is_mended(
     assert (result.num_computed, result.num_kept, result.failed) == (1, 2, ())
     run(small, small.parent / "fresh.zarr", scheduler=scheduler)
     assert content(path) == content(small.parent / "fresh.zarr")
+
+
+def test_failed_cases_stay_in_the_table_until_their_files_change_or_a_retry_is_asked_for(
+    small: Path, scheduler: str, supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small.parent / "out.zarr"
+    compute = worker.process_case
+
+    def refuses_b(image: Any, label: Any, **settings: Any) -> Any:
+        if np.array_equal(image.array_CZYX[0], expected_b):
+            raise SuperCLError("Not today.", next_step="Wait.")
+        return compute(image, label, **settings)
+
+    expected_b = open_volume(small / "imagesTs" / "case_b.nii.gz")
+    monkeypatch.setattr(worker, "process_case", refuses_b)
+    assert supercl("preprocess", small, path, "--scheduler", scheduler).code == 3
+    [row] = open_cache(path).failed
+    assert (row.id, row.reason, len(row.digest)) == ("case_b", "Not today", 64)
+    monkeypatch.undo()
+    before = content(path)
+    again = supercl("preprocess", small, path, "--scheduler", scheduler)
+    assert (again.code, "case_b: Not today" in again.err) == (3, True)
+    assert "--retry-failed" in again.err
+    assert content(path) == before
+    retried = supercl("preprocess", small, path, "--scheduler", scheduler, "--retry-failed")
+    assert retried.code == 0
+    assert "1 cases computed, 2 kept from before, 0 failed" in retried.out
+    run(small, small.parent / "fresh.zarr", scheduler=scheduler)
+    assert content(path) == content(small.parent / "fresh.zarr")
+
+
+def open_volume(path: Path) -> np.ndarray:
+    return read_volume(path).array_CZYX[0]
+
+
+def test_a_changed_source_that_cannot_be_read_any_more_leaves_the_cache(small: Path, scheduler: str) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    (small / "imagesTs" / "case_b.nii.gz").write_text("no volume")
+    assert [row.id for row in run(small, path, scheduler=scheduler).failed] == ["case_b"]
+    assert not (path / "cases" / "case_b").exists()
+    assert [row.id for row in open_cache(path).done] == ["case_a", "case_c"]
+
+
+def test_moved_data_is_recognised_by_its_content_and_then_by_its_stamp(
+    small: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    before = content(path)
+    moved = Path(shutil.copytree(small, small.parent / "moved"))
+    assert run(moved, path).num_kept == 3
+    monkeypatch.setattr(plan, "source_digest", None)
+    assert run(moved, path).num_kept == 3
+    assert content(path) == before
+
+
+def test_a_file_that_changes_while_it_is_read_fails(
+    small: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = worker.process_case
+
+    def disturbed(image: Any, label: Any, **settings: Any) -> Any:
+        (small / "imagesTs" / "case_b.nii.gz").touch()
+        return compute(image, label, **settings)
+
+    monkeypatch.setattr(worker, "process_case", disturbed)
+    [row] = run(small, small.parent / "out.zarr", scheduler=scheduler).failed
+    assert (row.id, "changed while they were read" in row.reason) == ("case_b", True)
+
+
+def test_a_deleted_shard_is_computed_again_by_the_same_command(small: Path, scheduler: str) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    before = content(path)
+    shutil.rmtree(path / "cases" / "case_b" / "labels" / "superpixels" / "0" / "c")
+    shutil.rmtree(path / "table")
+    result = run(small, path, scheduler=scheduler)
+    assert (result.num_computed, result.num_kept) == (1, 2)
+    assert content(path) == before
+
+
+def test_identical_cases_are_named(small: Path, scheduler: str, supercl: Callable[..., Any]) -> None:
+    shutil.copy(small / "imagesTs" / "case_a.nii.gz", small / "imagesTs" / "case_z.nii.gz")
+    declared = json.loads((small / "dataset.json").read_text())
+    declared["test"].append("./imagesTs/case_z.nii.gz")
+    (small / "dataset.json").write_text(json.dumps(declared))
+    outcome = supercl("preprocess", small, small.parent / "out.zarr", "--scheduler", scheduler)
+    assert "note: 2 cases (case_a, case_z): their content is identical" in outcome.err
+
+
+def test_a_cache_in_use_is_refused_and_left_alone(
+    small: Path, cache_copy: Path, msd_path: Path, supercl: Callable[..., Any]
+) -> None:
+    before = content(cache_copy)
+    with hold(cache_copy):
+        for command in (
+            ("preprocess", msd_path, cache_copy),
+            ("weak-labels", cache_copy),
+            ("repair", cache_copy),
+        ):
+            outcome = supercl(*command)
+            assert outcome.code == 4
+            assert f"process {os.getpid()} on {socket.gethostname()}" in outcome.err
+    assert content(cache_copy) == before
+
+
+def test_a_worker_of_a_run_that_lost_its_lock_commits_nothing(
+    small: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process was stopped for so long that another one took over."""
+    path = small.parent / "out.zarr"
+    compute = worker.process_case
+
+    def overtaken(image: Any, label: Any, **settings: Any) -> Any:
+        shutil.rmtree(lock_path(path), ignore_errors=True)
+        return compute(image, label, **settings)
+
+    monkeypatch.setattr(worker, "process_case", overtaken)
+    with pytest.raises(CacheError, match="lock of the cache was lost"):
+        run(small, path, scheduler=scheduler)
+    assert not list(path.glob("cases/*/zarr.json"))
+
+
+# ---- repair
+
+
+@pytest.mark.parametrize(
+    "where", ["cases/case_b/image/c/0/0/0/0", "table/shape/c/0/0", "weak_labels/intensity/ccl/c/0/0"]
+)
+def test_repair_computes_what_is_damaged_and_nothing_else(
+    where: str, small: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    before = content(path)
+    kept = {file: file.stat().st_mtime_ns for file in path.glob("cases/case_[ac]/**/*") if file.is_file()}
+    damaged = bytearray((path / where).read_bytes())
+    damaged[7] ^= 16
+    (path / where).write_bytes(damaged)
+    outcome = supercl("repair", path, "--workers", 1)
+    assert outcome.code == 0
+    assert where.rpartition("/c/")[0] in outcome.out
+    assert f"{1 if where.startswith('cases') else 0} cases computed again" in outcome.out
+    assert content(path) == before
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert "no damage" in supercl("repair", path).out
+
+
+def test_repair_keeps_a_damaged_case_whose_source_is_gone(
+    small: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    file = path / "cases/case_b/image/c/0/0/0/0"
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    (small / "imagesTs" / "case_b.nii.gz").rename(small / "case_b.nii.gz")
+    declared = json.loads((small / "dataset.json").read_text())
+    declared["test"] = [entry for entry in declared["test"] if "case_b" not in entry]
+    (small / "dataset.json").write_text(json.dumps(declared))
+    outcome = supercl("repair", path, "--workers", 1)
+    assert outcome.code == 4
+    assert "could not be mended" in outcome.err
+    assert "case_b" in outcome.err
+    assert file.exists()
+
+
+def test_repair_finds_the_volumes_where_they_are_now(
+    small: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    path = small.parent / "out.zarr"
+    run(small, path, scheduler=scheduler)
+    before = content(path)
+    (path / "cases/case_b/asp/c/0/0/0").unlink()
+    small.rename(small.parent / "moved")
+    outcome = supercl("repair", path, "--workers", 1)
+    assert (outcome.code, "input folder does not exist" in outcome.err) == (1, True)
+    assert supercl("repair", path, small.parent / "moved", "--workers", 1).code == 0
+    assert content(path) == before
 
 
 def test_rubbish_of_a_killed_run_does_not_reach_the_cache(small: Path, scheduler: str) -> None:
@@ -409,7 +580,7 @@ REASONS = {
     "bad_axes_zero": "empty; expected at least one voxel along every axis, found shape (0, 16, 16), columns last",
     "bad_channels": "another number of channels than the data set; expected 1, found 2",
     "bad_image_missing": "does not exist",
-    "bad_image_text": "cannot be read as a volume",
+    "bad_image_text": "content is not what its name says",
     "bad_infinite": "NaN or infinite; expected finite values, found 1 such voxels, the first at (c, z, y, x) = "
     "(0, 1, 2, 3)",
     "bad_label_classes": "values that are no declared class; expected integers from 0 to 2, found [7]",
