@@ -3,22 +3,29 @@
 A split file is JSON: `{"labelled": {"2": [key, key], "4": [...]}, "test": [key, ...]}`, or several of these under
 the names of their data sets, as in the published list. A key is a case id, or a number as the publication uses
 it: for a task of the Medical Segmentation Decathlon the index of the case in sorted order, for ACDC the patient
-(both frames). Called by training commands; `supercl split` writes a new file.
+(both frames). Cases with identical content are one case under several names: this module also says where that
+would let a test case into training. Called by training; `supercl split` writes a new file.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from supercl_core.cases import CaseRow, identical_cases
 from supercl_core.errors import UsageError
-from supercl_core.files import write_json
+from supercl_core.files import read_json, write_json
 
 Key = int | str
+
+LARGEST_FILE_BYTES: Final = 1 << 24
+"""Room for a hundred thousand cases with long names, several times over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +47,7 @@ class Split:
                 "The split uses cases both for training and for testing.",
                 where=self.file,
                 expected="no case in both lists",
-                found=", ".join(both[:5]) + (f" and {len(both) - 5} more" if len(both) > 5 else ""),
+                found=some_of(both),
                 next_step="Remove them from one of the lists.",
             )
 
@@ -63,34 +70,84 @@ def read_split(file: str, case_ids: list[str], *, data_set: str, num_labelled: i
     return Split(file=file, labelled=tuple(labelled), test=tuple(test), num_labelled_keys=len(labelled_keys))
 
 
-def write_random_split(path: Path, case_ids: list[str], *, test_fraction: float, seed: int) -> int:
-    """Write a split of all `case_ids` with nested labelled lists of 1, 2, 4, 8, ... cases; return the test size.
+def identical_to(rows: Sequence[CaseRow], case_ids: Iterable[str]) -> tuple[str, ...]:
+    """The other cases whose content is that of one of `case_ids`, in order: the same cases under other names."""
+    known = set(case_ids)
+    groups = [set(group) for group in identical_cases(rows)]
+    return tuple(sorted(case_id for group in groups if group & known for case_id in group - known))
 
-    Raises UsageError when there are too few cases to have one for testing and one for training.
+
+def check_contents(split: Split, rows: Sequence[CaseRow]) -> None:
+    """Raise UsageError where a labelled case has the content of a test case. `rows`: the cases of the cache."""
+    both = [
+        f"{labelled} = {test}"
+        for group in identical_cases(rows)
+        for labelled in sorted({*split.labelled}.intersection(group))
+        for test in sorted({*split.test}.intersection(group))
+    ]
+    if both:
+        raise UsageError(
+            "The split uses cases of identical content both for training and for testing.",
+            where=split.file,
+            expected="no test case under another name among the labelled ones",
+            found=some_of(both),
+            next_step="Remove them from one of the lists; `supercl split CACHE FILE` keeps identical cases together.",
+        )
+
+
+def write_random_split(
+    path: Path, rows: Sequence[CaseRow], *, test_fraction: float, seed: int
+) -> tuple[int, int]:
+    """Write a split of the cases with ground truth; return the numbers of cases for testing and for training.
+
+    The labelled lists are nested and of 1, 2, 4, 8, ... cases. Cases with identical content stay together, on one
+    side and in the same lists, which makes the test list or a labelled list longer where they would be parted.
+
+    Raises UsageError where no case has a ground truth, or too few to have one for testing and one for training.
     """
-    num_test = max(1, round(len(case_ids) * test_fraction))
-    if len(case_ids) - num_test < 1:
+    rows = [row for row in rows if row.has_ground_truth]
+    if not rows:
+        raise UsageError(
+            "No case of the cache has a ground truth.",
+            expected="cases to fine-tune on and to test on, which need one",
+            found="images alone",
+            next_step="Pre-train without a split, or preprocess the data set with its labels.",
+        )
+    identical = {case_id: group for group in identical_cases(rows) for case_id in group}
+    groups = sorted({identical.get(row.id, (row.id,)) for row in rows})
+    num_test = max(1, round(len(rows) * test_fraction))
+    if len(rows) - num_test < 1 or len(groups) < 2:
         raise UsageError(
             "There are too few labelled cases to split.",
-            expected="at least 2",
-            found=len(case_ids),
+            expected="at least 2 of different content",
+            found=len(groups),
             next_step="Add labelled cases, or ask for a smaller --test-fraction.",
         )
-    order = random.Random(seed).sample(sorted(case_ids), len(case_ids))
-    train = order[num_test:]
-    counts = [2**power for power in range(len(train).bit_length()) if 2**power < len(train)]
-    labelled = {str(count): train[:count] for count in [*counts, len(train)]}
-    write_json(path, {"seed": seed, "labelled": labelled, "test": sorted(order[:num_test])})
-    return num_test
+    order = random.Random(seed).sample(groups, len(groups))
+    test: list[str] = []
+    while len(test) < num_test and len(order) > 1:
+        test += order.pop(0)
+    counts = list(itertools.accumulate(map(len, order)))
+    powers = [2**power for power in range(counts[-1].bit_length())]
+    train = [case_id for group in order for case_id in group]
+    sizes = {min(count for count in counts if count >= power) for power in powers} | {len(train)}
+    labelled = {str(size): train[:size] for size in sorted(sizes)}
+    write_json(path, {"seed": seed, "labelled": labelled, "test": sorted(test)})
+    return len(test), len(train)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are: for messages."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _section(file: str, data_set: str) -> dict[str, Any]:
     path, section_name = Path(file), ""
-    if not path.exists() and ":" in file:
-        text, _, section_name = file.rpartition(":")
-        path = Path(text)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists() and ":" in file:
+            text, _, section_name = file.rpartition(":")
+            path = Path(text)
+        content = read_json(path, limit_bytes=LARGEST_FILE_BYTES)
         if not isinstance(content, dict):
             raise ValueError(f"a JSON {type(content).__name__}")
     except (OSError, ValueError) as error:
@@ -109,7 +166,7 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
         raise UsageError(
             f"The split has no section for {section_name or data_set!r}.",
             where=path,
-            expected="one of " + (", ".join(sections) or "none: no part of the file has a list `test`"),
+            expected="one of " + (", ".join(sections)[:500] or "none: no part of the file has a list `test`"),
             found=section_name or data_set,
             next_step=f"Name the section: --split {path}:SECTION",
         )
@@ -127,10 +184,11 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
 
 def _well_formed(section: dict[str, Any]) -> bool:
     labelled = section["labelled"]
-    if not (isinstance(labelled, dict) and labelled and all(count.isdecimal() for count in labelled)):
+    counts = re.compile(r"[1-9][0-9]{0,8}")
+    if not (isinstance(labelled, dict) and labelled and all(map(counts.fullmatch, labelled))):
         return False
     lists = [section["test"], *labelled.values()]
-    return all(isinstance(keys, list) and all(isinstance(key, Key) for key in keys) for keys in lists)
+    return all(isinstance(keys, list) and all(type(key) in (int, str) for key in keys) for keys in lists)
 
 
 def _plain(name: str) -> str:
@@ -156,28 +214,25 @@ def _labelled_keys(section: dict[str, Any], num_labelled: int, file: str) -> lis
 
 def _resolve(keys: list[Key], case_ids: list[str], file: str) -> list[str]:
     """Case ids of the keys, in the order of the keys."""
-    resolved, unknown = [], []
-    for key in keys:
-        found = _cases_of_key(key, case_ids)
-        resolved += found
-        if not found:
-            unknown.append(key)
+    known = _cases_by_key(case_ids)
+    unknown = [key for key in keys if key not in known]
     if unknown:
         raise UsageError(
             "The split names cases that the cache does not have.",
             where=file,
             expected=f"cases such as {', '.join(case_ids[:3])} ({len(case_ids)} in all)",
-            found=", ".join(map(str, unknown[:5]))
-            + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+            found=some_of([str(key)[:200] for key in unknown]),
             next_step="Use the cache of the data set that the split was made for.",
         )
-    return resolved
+    return [case_id for key in keys for case_id in known[key]]
 
 
-def _cases_of_key(key: Key, case_ids: list[str]) -> list[str]:
-    if isinstance(key, str):
-        return [case_id for case_id in case_ids if case_id == key]
-    patients = [re.match(r"patient0*(\d+)(?!\d)", case_id) for case_id in case_ids]
-    if all(patients):
-        return [match.string for match in patients if match and int(match[1]) == key]
-    return case_ids[key : key + 1] if 0 <= key < len(case_ids) else []
+def _cases_by_key(case_ids: list[str]) -> dict[Key, list[str]]:
+    cases: dict[Key, list[str]] = {case_id: [case_id] for case_id in case_ids}
+    patients = [re.match(r"patient0*([0-9]{1,9})(?![0-9])", case_id) for case_id in case_ids]
+    numbers = [int(patient[1]) for patient in patients if patient]
+    if len(numbers) < len(case_ids):
+        numbers = list(range(len(case_ids)))
+    for number, case_id in zip(numbers, case_ids, strict=True):
+        cases.setdefault(number, []).append(case_id)
+    return cases

@@ -60,7 +60,11 @@ def _setting_rows(config: Any, prefix: str = "") -> list[tuple[str, str]]:
 @click.command(cls=_WithSettings)
 @click.argument("cache", type=_PATH)
 @click.argument("run", type=_PATH)
-@click.option("--split", metavar="FILE[:SECTION]", help="Leave the test cases of this split out.")
+@click.option(
+    "--split",
+    metavar="FILE[:SECTION]",
+    help="Leave the test cases of this split out, also those under other names: cases of identical content.",
+)
 @_settings_options("published, demo")
 def pretrain(
     cache: Path,
@@ -81,7 +85,7 @@ def pretrain(
     """
     from supercl_core.cache_reader import open_cache
     from supercl_core.config import resolve
-    from supercl_core.splits import read_split
+    from supercl_core.splits import identical_to, read_split, some_of
     from train import distributed
     from train.pretraining import PRESETS, PretrainConfig
     from train.pretraining import pretrain as start
@@ -96,6 +100,8 @@ def pretrain(
         ids = [row.id for row in opened.rows]
         excluded = read_split(split, ids, data_set=opened.name, num_labelled=None).test
     with distributed.process_group():
+        if (identical := identical_to(opened.rows, excluded)) and distributed.rank() == 0:
+            _note(f"also left out, with the content of a test case: {some_of(identical)}")
         weights_path = start(opened, run, config=config, excluded=excluded)
         if distributed.rank() == 0:
             click.echo(f"{weights_path}: encoder after {config.steps} steps")
@@ -138,6 +144,7 @@ def finetune(
     from supercl_core.splits import read_split
     from train.finetuning import PRESETS, FinetuneConfig
     from train.finetuning import finetune as start
+    from train.runs import read_run
 
     config = resolve(
         FinetuneConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments
@@ -147,6 +154,8 @@ def finetune(
     ids = [row.id for row in opened.rows]
     cases = read_split(split, ids, data_set=opened.name, num_labelled=labelled)
     weights_path = start(opened, run, split=cases, init=init, config=config)
+    if seen := read_run(run)["unlabelled_test_cases_seen"]:
+        _note(f"{seen} of {len(cases.test)} test cases were among the pre-training images (without labels)")
     click.echo(f"{weights_path}: network after {config.steps} steps on {len(cases.labelled)} labelled cases")
 
 
@@ -191,7 +200,11 @@ def report(run_paths: tuple[Path, ...], output: Path, cache: Path | None) -> Non
 
 def _say_missing(cache: Any) -> None:
     if cache.failed:
-        click.echo(f"note: {len(cache.failed)} cases failed in preprocessing and are missing here", err=True)
+        _note(f"{len(cache.failed)} cases failed in preprocessing and are missing here")
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def _print_comparison(run_paths: list[Path]) -> None:

@@ -5,7 +5,6 @@ Reads what training and evaluation left in run folders. Called by the commands a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from supercl_core.errors import SuperCLError
 from train.metrics import MEAN
-from train.runs import read_metrics, read_run
+from train.runs import read_evaluation, read_metrics, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -249,32 +248,16 @@ def read_runs(run_paths: Sequence[Path]) -> list[Run]:
     names = [path.resolve().name for path in run_paths]
     runs = []
     for path, name in zip(run_paths, names, strict=True):
-        evaluation_path = path / "evaluation.json"
         runs.append(
             Run(
                 path=path,
                 name=f"{path.resolve().parent.name}/{name}" if names.count(name) > 1 else name,
                 record=read_run(path),
                 metrics=read_metrics(path),
-                evaluation=_parse(evaluation_path, evaluation_path.read_text(encoding="utf-8"))
-                if evaluation_path.is_file()
-                else None,
+                evaluation=read_evaluation(path),
             )
         )
     return runs
-
-
-def _parse(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SuperCLError(
-            "A file of the run is damaged.",
-            where=path,
-            expected="JSON",
-            found=str(error),
-            next_step="Repeat the command that wrote it.",
-        ) from None
 
 
 def _evaluation(run: Run) -> dict[str, Any]:
@@ -308,7 +291,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         )
     for title, values in (
         ("labelled counts", [run.labelled for run in runs]),
-        ("budgets", [f"{run.record['config']['steps']} steps" for run in runs]),
+        ("budgets", [f"{run.record['config'].get('steps')} steps" for run in runs]),
     ):
         if len(set(values)) > 1:
             notes.append(f"The runs have different {title}: {_each(runs, values)}.")

@@ -23,7 +23,7 @@ from train.data import normalisation_window, normalise_images
 from train.loop import select_device
 from train.metrics import score_case, summarise
 from train.models.unet import STRIDE, UNet
-from train.models.weights import read_weights
+from train.models.weights import check_same_architecture, read_weights
 from train.pretraining import network_channels, repeat_channels
 
 SLICES_AT_ONCE: Final = 16
@@ -84,9 +84,25 @@ def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict
 
 
 def load_network(run: dict[str, Any], run_path: Path) -> UNet:
-    """The trained network of a fine-tuned run, on the CPU, in evaluation mode."""
-    network = UNet(**run["model"])
-    network.load_state_dict(read_weights(run_path))
+    """The trained network of a fine-tuned run, on the CPU, in evaluation mode.
+
+    Raises SuperCLError where its weights are missing, or are not those of the model that run.json describes.
+    """
+    weights = read_weights(run_path)
+    model = {
+        "in_channels": run["model"]["in_channels"],
+        "num_classes": len(run["cache"]["class_names"]),
+        "filters": run["model"]["filters"],
+    }
+    with torch.device("meta"):  # run.json may ask for more memory than there is
+        expected = UNet(**model).state_dict()
+    check_same_architecture(
+        {name: tensor.shape for name, tensor in expected.items()},
+        {name: tensor.shape for name, tensor in weights.items()},
+        run_path,
+    )
+    network = UNet(**model)
+    network.load_state_dict(weights)
     return network.eval()
 
 

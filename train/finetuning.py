@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from supercl_core.cache_reader import Cache
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
-from supercl_core.splits import Split
+from supercl_core.splits import Split, check_contents, some_of
 from train import runs
 from train.augment import AugmentConfig, geometric_view, intensity_view
 from train.data import Batch, SliceDataset
@@ -79,8 +79,9 @@ def finetune(
     `init`: `scratch`, a pre-training run, or a file of weights. Writes the run folder (`train.runs`) and returns
     the path of its weights.
 
-    Raises UsageError for settings that do not fit the cache or a run folder of another run, CacheError for a
-    labelled case without ground truth, SuperCLError for weights of another architecture.
+    Raises UsageError for settings that do not fit the cache, a labelled case with the content of a test case, an
+    encoder that knows labels of test cases, or a run folder of another run, CacheError for a labelled case without
+    ground truth, SuperCLError for weights of another architecture.
     """
     config = config or FinetuneConfig()
     device = select_device(config.device)
@@ -92,6 +93,7 @@ def finetune(
             found=f"classes: {', '.join(cache.class_names) or 'none'}",
             next_step="Preprocess the data set in a layout with labels.",
         )
+    check_contents(split, cache.rows)
     dataset = SliceDataset(cache, list(split.labelled), patch_size=config.patch_size, ground_truth=True)
     in_channels = network_channels(config.in_channels, cache.num_channels)
     torch.manual_seed(config.seed)
@@ -110,6 +112,7 @@ def finetune(
             },
             "cache": runs.describe_cache(cache),
             "cases": {"train": list(split.labelled), "validation": [], "test": list(split.test)},
+            "content_digests": runs.content_digests(cache, split.labelled),
             "split": {"file": split.file, "labelled": split.num_labelled_keys},
             "init": None if report is None else report.as_dict(),
             "unlabelled_test_cases_seen": _test_cases_seen(init, split, cache),
@@ -154,9 +157,25 @@ class SegmentationLosses:
 
 
 def _test_cases_seen(init: str, split: Split, cache: Cache) -> int:
-    """Test cases whose images the run `init`, or the run of that file, has seen; 0 for foreign weights."""
+    """Test cases whose images the run `init`, or the run of that file, has seen; 0 for foreign weights.
+
+    A case is known again by its content, under whatever name, and by its id in caches of one data set: other settings
+    of preprocessing give its images another content. Raises UsageError where the run has seen their labels too.
+    """
     run_path = Path(init) if Path(init).is_dir() else Path(init).parent
     if init == SCRATCH or not (run_path / "run.json").is_file():
         return 0
     run = runs.read_run(run_path)
-    return len({*run["cases"]["train"]} & {*split.test}) if run["cache"]["name"] == cache.name else 0
+    known_ids = set(run["content_digests"]) if run["cache"]["name"] == cache.name else set()
+    known = set(run["content_digests"].values())
+    test = runs.content_digests(cache, split.test)
+    seen = [case_id for case_id, digest in test.items() if case_id in known_ids or digest in known]
+    if seen and run["kind"] == "finetune":
+        raise UsageError(
+            "The network to start from was fine-tuned on test cases, with their labels.",
+            where=init,
+            expected="a network that knows the label of no test case",
+            found=some_of(seen),
+            next_step="Start from a pre-training run, or use the split of that run.",
+        )
+    return len(seen)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from supercl_core.files import atomic_file
 from supercl_core.progress import progress
 from train import distributed
 from train.data import Batch, BatchLoader, SliceDataset
+from train.models.weights import read_torch_file
 from train.runs import forget_metrics_after
 
 KEPT_CHECKPOINTS: Final = 2
@@ -218,18 +220,22 @@ def load_checkpoint(
     if not files:
         return 0
     try:
-        state: dict[str, Any] = torch.load(files[-1], map_location=device, weights_only=True)
+        state = read_torch_file(files[-1], device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
+        step = operator.index(state["step"])
+        if step < 0:
+            raise ValueError(f"step {step}")
+        return step
     except Exception as error:  # a damaged file raises nearly anything
+        reason = error.found if isinstance(error, SuperCLError) else f"{type(error).__name__}: {error}"
         raise SuperCLError(
             "The run's last checkpoint cannot be restored.",
             where=files[-1],
             expected="an undamaged checkpoint of the same network",
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            found=str(reason).splitlines()[0][:300],
             next_step="Delete this file to go on from the checkpoint before it, or from the start.",
         ) from error
-    return int(state["step"])
 
 
 def _check_finite(values: dict[str, float], run_path: Path, step: int) -> None:

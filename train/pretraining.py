@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from supercl_core.cache_reader import Cache, WeakLabels
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
+from supercl_core.splits import identical_to
 from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, SliceDataset
@@ -107,14 +108,16 @@ def pretrain(
 ) -> Path:
     """Pre-train an encoder on a cache, without labels; go on where an earlier call stopped.
 
-    `excluded`: case ids to leave out, such as the test cases of a study. Writes the run folder (`train.runs`) and
+    `excluded`: case ids to leave out, such as the test cases of a study. With them go the cases of identical content
+    (`splits.identical_to`): a test case under another name is a test case. Writes the run folder (`train.runs`) and
     returns the path of its weights.
 
     Raises UsageError for settings that do not fit the cache or a run folder of another run.
     """
     config = config or PretrainConfig()
     device = select_device(config.device)
-    case_ids = [row.id for row in cache.done if row.id not in set(excluded)]
+    left_out = {*excluded, *identical_to(cache.rows, excluded)}
+    case_ids = [row.id for row in cache.done if row.id not in left_out]
     if not case_ids:
         raise UsageError(
             "No case is left to pre-train on.",
@@ -136,6 +139,7 @@ def pretrain(
             "model": {"in_channels": in_channels, "num_classes": None, "filters": config.filters},
             "cache": runs.describe_cache(cache),
             "cases": {"train": case_ids, "validation": [], "test": []},
+            "content_digests": runs.content_digests(cache, case_ids),
             "split": None,
             "init": None,
             "unlabelled_test_cases_seen": 0,
@@ -148,7 +152,7 @@ def pretrain(
     torch.manual_seed(config.seed)
     network = PretrainNet(in_channels=in_channels, filters=config.filters, projection=config.projection)
     network.to(device)
-    ccl = None if labels is None else torch.from_numpy(labels.ccl[level]).to(device)
+    ccl = None if labels is None else torch.tensor(labels.ccl[level], device=device)
     losses = PretrainLosses(
         distributed.parallel(network, device),
         config=config,

@@ -17,6 +17,7 @@ import numpy as np
 
 from supercl_core.cache_reader import Cache, CachedCase, open_cache
 from supercl_core.errors import SuperCLError
+from supercl_core.pictures import grey_slice, pixel_aspect
 from supercl_core.volumes import read_volume
 from train import report_figures as figures
 from train.comparison import Run, number
@@ -171,16 +172,16 @@ def _superpixels(case: CachedCase) -> dict[str, Any]:
         row, column = members[len(members) // 2]
         anchors.append((int(row), int(column)))
     asp_uri = figures.slice_picture(
-        case.asp_ZGG[z].astype(np.float32), window=(0, 1), aspect=_aspect(case) * height / width
+        case.asp_ZGG[z].astype(np.float32), window=(0, 1), aspect=pixel_aspect(case.row) * height / width
     )
     borders = figures.Outline(label_map_YX=superpixels_YX, colour=figures.BORDER_COLOUR, width=0.7)
     pairs_uri = figures.pixel_pairs_picture(
-        _values(case, z),
+        grey_slice(case, z),
         superpixels_YX=superpixels_YX,
         stride=FEATURE_STRIDE,
         anchors=anchors,
-        window=_window(case),
-        aspect=_aspect(case),
+        window=(0, 255),
+        aspect=pixel_aspect(case.row),
     )
     return {
         "overlay": Gallery(
@@ -281,23 +282,9 @@ def _slice_picture(
     inches: float = 2.6,
 ) -> str:
     return figures.slice_picture(
-        _values(case, z)[box],
-        window=_window(case),
-        aspect=_aspect(case),
+        grey_slice(case, z)[box],
+        window=(0, 255),
+        aspect=pixel_aspect(case.row),
         outlines=outlines,
         inches=inches,
     )
-
-
-def _values(case: CachedCase, z: int) -> np.ndarray:
-    """The first channel of a slice in the source's unit, float32 (y, x)."""
-    return case.image_ZCYX[z, 0].astype(np.float32) * case.row.image_scale + case.row.image_offset
-
-
-def _window(case: CachedCase) -> tuple[float, float]:
-    return float(case.row.statistic("percentile_00_5")[0]), float(case.row.statistic("percentile_99_5")[0])
-
-
-def _aspect(case: CachedCase) -> float:
-    spacing_mm = case.row.spacing_mm
-    return spacing_mm[1] / spacing_mm[2] if spacing_mm else 1.0

@@ -13,16 +13,24 @@ Called by pre-training, fine-tuning, evaluation and the report.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.files import write_json, write_text
+from supercl_core.files import parse_json, read_json, read_text, write_json, write_text
+from train import run_shapes
+from train.metrics import MEAN
+from train.run_shapes import check
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Version of run.json."""
+
+LARGEST_FILE_BYTES: Final = 1 << 26
+"""Of any file read here: a hundred thousand logged steps, or cases, several times over."""
 
 
 def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
@@ -70,26 +78,46 @@ def finish_run(run_path: Path) -> None:
 
 
 def read_run(run_path: Path) -> dict[str, Any]:
-    """The description of a run. Raises SuperCLError when the folder holds none, or one of another version."""
-    try:
-        described: dict[str, Any] = json.loads((run_path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    """The description of a run.
+
+    Raises SuperCLError when the folder holds none, one of another version, or one that lacks a part.
+    """
+    file = run_path / "run.json"
+    if not file.is_file():
         raise SuperCLError(
             "There is no run here.",
             where=run_path,
             expected="a folder written by `supercl pretrain` or `supercl finetune`",
-            found="no readable run.json",
+            found="no run.json",
             next_step="Check the path.",
-        ) from error
-    if described.get("format_version") != FORMAT_VERSION:
+        )
+    with _damaged(file):
+        described: dict[str, Any] = read_json(file, limit_bytes=LARGEST_FILE_BYTES)
+        check(described, {"format_version": run_shapes.count})
+    if described["format_version"] != FORMAT_VERSION:
         raise SuperCLError(
             "The run has another format version.",
             where=run_path,
             expected=FORMAT_VERSION,
-            found=described.get("format_version"),
+            found=described["format_version"],
             next_step="Use the version of supercl that wrote it.",
         )
+    with _damaged(file):
+        check(described, run_shapes.RUN)
     return described
+
+
+def read_evaluation(run_path: Path) -> dict[str, Any] | None:
+    """What `supercl evaluate` left in the folder of a run; None before. Raises SuperCLError where it is damaged."""
+    file = run_path / "evaluation.json"
+    if not file.is_file():
+        return None
+    with _damaged(file):
+        evaluation: dict[str, Any] = read_json(file, limit_bytes=LARGEST_FILE_BYTES)
+        check(evaluation, run_shapes.EVALUATION)
+        scored = [*evaluation["class_names"][1:], MEAN]
+        check(evaluation, {"summary": {name: {} for name in scored}})
+    return evaluation
 
 
 def describe_cache(cache: Cache) -> dict[str, Any]:
@@ -103,11 +131,25 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
     }
 
 
+def content_digests(cache: Cache, case_ids: Iterable[str]) -> dict[str, str]:
+    """The content digests of those of the cases that are done, by id: what a run stores of what it trains on."""
+    wanted = set(case_ids)
+    return {row.id: row.content_digest for row in cache.done if row.id in wanted}
+
+
 def read_metrics(run_path: Path) -> list[dict[str, Any]]:
-    """All logged steps, in order; empty before the first. A last line that was cut off is left out."""
+    """All logged steps, in order; empty before the first. A last line that was cut off is left out.
+
+    Raises SuperCLError where the file is damaged.
+    """
     file = run_path / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    if not file.is_file():
+        return []
+    with _damaged(file):
+        text = read_text(file, limit_bytes=LARGEST_FILE_BYTES)
+        entries: list[dict[str, Any]] = [parse_json(line) for line in text.split("\n") if line.endswith("}")]
+        check(entries, [run_shapes.METRICS_LINE])
+    return entries
 
 
 def forget_metrics_after(run_path: Path, step: int) -> None:
@@ -118,7 +160,7 @@ def forget_metrics_after(run_path: Path, step: int) -> None:
 
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to go on: everything but where it runs and when it writes."""
-    parts = ("kind", "model", "cases", "split", "weak_labels")
+    parts = ("kind", "model", "cases", "content_digests", "split", "weak_labels")
     where_and_when = ("device", "log_every", "checkpoint_every")
     return {
         **{part: run[part] for part in parts},
@@ -140,3 +182,18 @@ def _differences(stored: Any, wanted: Any, name: str) -> list[str]:
     if isinstance(stored, list) and isinstance(wanted, list) and len(stored) > 5:
         return [f"{name}: {len(stored)} entries there, {len(wanted)} others here"]
     return [f"{name}: {stored!r} there, {wanted!r} here"]
+
+
+@contextmanager
+def _damaged(file: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading and checking `file` into a SuperCLError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SuperCLError(
+            "A file of the run is damaged.",
+            where=file,
+            expected="JSON as this version of supercl writes it",
+            found=error,
+            next_step="Repeat the command that wrote it.",
+        ) from error

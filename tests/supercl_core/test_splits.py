@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_caches import write_noise
 
+from supercl_core.cases import CaseRow
 from supercl_core.errors import UsageError
-from supercl_core.splits import Split, read_split, write_random_split
+from supercl_core.schema import STATISTICS
+from supercl_core.splits import Split, check_contents, identical_to, read_split, write_random_split
 
 HIPPOCAMPUS = [f"hippocampus_{index:03d}" for index in range(1, 40, 3)]
 ACDC = [f"patient{patient:03d}_frame{frame:02d}" for patient in (1, 2, 10, 100) for frame in (1, 12)]
@@ -85,9 +90,28 @@ def test_published_file_resolves_on_the_real_data_sets(
 # ---- random splits
 
 
+def rows(
+    case_ids: Sequence[str], *, identical: Sequence[str] = (), has_ground_truth: bool = True
+) -> list[CaseRow]:
+    """Rows of cases that are done; those of `identical` have the same content."""
+    return [
+        CaseRow(
+            id=case_id,
+            content_digest=identical[0] if case_id in identical else case_id,
+            shape=(1, 1, 1, 1),
+            image_dtype="int16",
+            superpixels_dtype="uint8",
+            num_superpixels=1,
+            has_ground_truth=has_ground_truth,
+            statistics=((0.0,) * len(STATISTICS),),
+        )
+        for case_id in case_ids
+    ]
+
+
 def test_random_split_is_nested_and_covers_all_cases(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
-    assert write_random_split(path, ACDC, test_fraction=0.25, seed=3) == 2
+    assert write_random_split(path, rows(ACDC), test_fraction=0.25, seed=3) == (2, 6)
     content = json.loads(path.read_text())
     assert list(content["labelled"]) == ["1", "2", "4", "6"]
     longest = content["labelled"]["6"]
@@ -101,16 +125,97 @@ def test_random_split_is_nested_and_covers_all_cases(tmp_path: Path) -> None:
 def test_random_split_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
     texts = []
     for ids, seed in ((ACDC, 0), (ACDC[::-1], 0), (ACDC, 1)):
-        write_random_split(tmp_path / "split.json", ids, test_fraction=0.25, seed=seed)
+        write_random_split(tmp_path / "split.json", rows(ids), test_fraction=0.25, seed=seed)
         texts.append(json.loads((tmp_path / "split.json").read_text())["labelled"])
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_two_cases_are_enough_and_one_is_not(tmp_path: Path) -> None:
-    assert write_random_split(tmp_path / "split.json", ["a", "b"], test_fraction=0.25, seed=0) == 1
-    with pytest.raises(UsageError, match="too few"):
-        write_random_split(tmp_path / "none.json", ["a"], test_fraction=0.25, seed=0)
+    assert write_random_split(tmp_path / "split.json", rows("ab"), test_fraction=0.25, seed=0) == (1, 1)
+    for too_few in (rows("a"), rows("abc", identical="abc"), rows("ab") + rows("c", has_ground_truth=False)):
+        with pytest.raises(UsageError, match="too few"):
+            write_random_split(tmp_path / "none.json", too_few, test_fraction=0.8, seed=0)
     assert not (tmp_path / "none.json").exists()
+
+
+def test_a_cache_without_ground_truth_needs_no_split(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No case of the cache has a ground truth"):
+        unlabelled = rows("abcd", has_ground_truth=False)
+        write_random_split(tmp_path / "none.json", unlabelled, test_fraction=0.25, seed=0)
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_cases_without_ground_truth_are_in_no_list(tmp_path: Path) -> None:
+    cases = rows("abc") + rows("xyz", has_ground_truth=False)
+    assert write_random_split(tmp_path / "split.json", cases, test_fraction=0.25, seed=0) == (1, 2)
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert sorted([*content["labelled"]["2"], *content["test"]]) == ["a", "b", "c"]
+
+
+# ---- cases with identical content
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("identical", ["ch", "bcd", "abcdefg"])
+def test_identical_cases_stay_together(identical: str, seed: int, tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    num_test, num_train = write_random_split(
+        path, rows("abcdefghij", identical=identical), test_fraction=0.3, seed=seed
+    )
+    content = json.loads(path.read_text())
+    test, labelled = content["test"], content["labelled"]
+    assert (len(test), num_test + num_train) == (num_test, 10)
+    assert sorted([*test, *labelled[str(num_train)]]) == list("abcdefghij")
+    assert 3 <= num_test < 3 + len(identical)
+    for ids in (test, *labelled.values()):
+        assert set(identical) <= set(ids) or not set(identical) & set(ids)
+    longest = labelled[str(num_train)]
+    assert all(ids == longest[: int(count)] for count, ids in labelled.items())
+
+
+def test_the_command_names_the_cases_that_it_keeps_together(
+    tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    cache = write_noise(tmp_path / "twins.zarr", {"a": 1, "b": 2, "c": 3, "d": 2, "e": 5})
+    outcome = supercl("split", cache, tmp_path / "split.json")
+    assert outcome.code == 0
+    assert outcome.err == "note: cases of identical content stay together: b, d\n"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_last_group_stays_for_training(seed: int, tmp_path: Path) -> None:
+    cases = rows("abcd", identical="bcd")
+    sizes = write_random_split(tmp_path / "split.json", cases, test_fraction=0.5, seed=seed)
+    assert sizes in ((1, 3), (3, 1))
+
+
+def test_lists_grow_to_the_end_of_a_group(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    lists = []
+    for seed in range(20):
+        write_random_split(path, rows("abcdefgh", identical="abc"), test_fraction=0.1, seed=seed)
+        labelled = json.loads(path.read_text())["labelled"]
+        if set("abc") <= set(labelled[max(labelled)][:3]):
+            lists.append(list(labelled))
+    assert lists
+    assert all(counts == ["3", "4", "7"] for counts in lists)
+
+
+def test_the_other_names_of_cases_are_found_by_content() -> None:
+    cases = rows("abc", identical="ab") + rows("xyz", identical="xyz") + rows("q", identical="q")
+    assert identical_to(cases, ["b"]) == ("a",)
+    assert identical_to(cases, ["y", "c", "a"]) == ("b", "x", "z")
+    assert identical_to(cases, ["c", "q", "unknown"]) == ()
+
+
+def test_a_test_case_under_another_name_is_refused_among_the_labelled() -> None:
+    split = Split(file="mine", labelled=("a", "c", "d"), test=("b", "e"), num_labelled_keys=3)
+    check_contents(split, rows("abcde"))
+    check_contents(split, rows("abcde", identical="ac"))
+    with pytest.raises(UsageError, match="both for training and for testing") as caught:
+        check_contents(split, rows("abcde", identical="bda"))
+    assert caught.value.found == "a = b, d = b"
+    assert caught.value.where == "mine"
 
 
 # ---- refused
@@ -182,8 +287,13 @@ def test_unknown_count_is_refused_with_those_there_are(count: int, published: st
         {"labelled": {"1": "a"}, "test": ["b"]},
         {"labelled": {"1": ["a"]}, "test": 5},
         {"labelled": {"1": ["a"]}, "test": [["b"]]},
+        {"labelled": {"1": [True]}, "test": ["b"]},
+        {"labelled": {"01": ["a"], "1": ["b"]}, "test": ["b"]},
+        {"labelled": {"9" * 5000: ["a"]}, "test": ["b"]},
+        {"labelled": {"1": ["a\0"]}, "test": ["b"]},
+        "[" * 100_000,
     ],
-    ids=str,
+    ids=lambda content: str(content)[:50],
 )
 def test_a_file_that_is_no_split_is_refused(content: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
@@ -191,9 +301,18 @@ def test_a_file_that_is_no_split_is_refused(content: Any, tmp_path: Path) -> Non
     assert "split.json" in str(caught.value.where)
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none.json", "a\0b", "x" * 300, "."])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
-        read_split(str(tmp_path / "none.json"), ["a"], data_set="any", num_labelled=1)
+        read_split(str(tmp_path / name), ["a"], data_set="any", num_labelled=1)
+
+
+def test_many_keys_of_many_cases_take_no_time_that_is_their_product(tmp_path: Path) -> None:
+    case_ids = [f"patient{number:05d}_frame01" for number in range(20_000)]
+    file = write(tmp_path, {"labelled": {"1": ["x"]}, "test": [*range(20_000), *case_ids]})
+    start = time.process_time()
+    assert len(read_split(file, case_ids, data_set="any", num_labelled=None).test) == 40_000
+    assert time.process_time() - start < 2
 
 
 def test_a_split_made_in_python_is_checked_too() -> None:

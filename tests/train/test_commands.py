@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from made_caches import write_noise
 
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
@@ -78,6 +79,29 @@ def test_from_cache_to_scores(supercl, cache_path, tmp_path, split):
     assert scored.code == 0
     assert "DSC" in scored.out
     assert {row["case"] for row in json.loads((run / "evaluation.json").read_text())["rows"]} == {"case_c"}
+
+
+def test_test_cases_under_other_names_are_mentioned(supercl, tmp_path):
+    cache = write_noise(tmp_path / "twins.zarr", {"a": 1, "b": 2, "c": 3, "d": 4, "twin_of_b": 2})
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"labelled": {"1": ["a"]}, "test": ["b", "c"]}))
+    pre, run = tmp_path / "pre", tmp_path / "run"
+    pretrained = supercl("pretrain", cache, pre, "--split", split, *SETTINGS)
+    assert pretrained.code == 0, pretrained.err
+    assert "note: also left out, with the content of a test case: twin_of_b\n" in pretrained.err
+    assert read_run(pre)["cases"]["train"] == ["a", "d"]
+
+    assert "note" not in supercl("pretrain", cache, tmp_path / "all", *SETTINGS).err
+    tune = ("--split", split, "--labelled", 1, *SETTINGS)
+    unseen = supercl("finetune", cache, run, "--init", pre, *tune)
+    assert (unseen.code, "note" in unseen.err) == (0, False), unseen.err
+    seen = supercl("finetune", cache, tmp_path / "other", "--init", tmp_path / "all", *tune)
+    assert "note: 2 of 2 test cases were among the pre-training images (without labels)\n" in seen.err
+
+    (tmp_path / "leak.json").write_text(json.dumps({"labelled": {"1": ["b"]}, "test": ["twin_of_b"]}))
+    leak = ("--split", tmp_path / "leak.json", "--labelled", 1, *SETTINGS)
+    outcome = supercl("finetune", cache, tmp_path / "none", "--init", "scratch", *leak)
+    assert refused(outcome, 2, "identical content", "b = twin_of_b", "supercl split")
 
 
 def test_settings_apply_in_the_order_preset_file_assignment(supercl, cache_path, tmp_path):

@@ -12,6 +12,7 @@ from rich.console import Console
 from supercl_core.errors import SuperCLError
 from train.comparison import compare, paired_difference, read_runs, render_table
 from train.metrics import summarise
+from train.runs import FORMAT_VERSION
 
 CLASSES = ["background", "anterior", "posterior"]
 
@@ -21,9 +22,19 @@ def write_run(path, dsc_by_case, *, labelled=2, steps=300, unit="mm", classes=CL
     path.mkdir(parents=True)
     record = {
         "kind": kind,
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
+        "name": path.name,
+        "status": "finished",
         "config": {"steps": steps},
+        "model": {"in_channels": 1, "num_classes": len(classes), "filters": 4},
+        "cache": {"path": "a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
+        "cases": {"train": [], "validation": [], "test": list(dsc_by_case)},
+        "content_digests": {},
         "split": {"file": "s.txt", "labelled": labelled},
+        "init": None,
+        "unlabelled_test_cases_seen": 0,
+        "weak_labels": None,
+        "provenance": {},
     }
     (path / "run.json").write_text(json.dumps(record))
     (path / "metrics.jsonl").write_text(json.dumps({"step": steps, "loss": 1.0}) + "\n")
@@ -146,7 +157,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folder(tmp_path):
 def test_what_is_no_evaluated_run_is_refused(tmp_path, scratch):
     with pytest.raises(SuperCLError, match="no run here"):
         compare([tmp_path / "nowhere"])
-    pretraining = write_run(tmp_path / "pretraining", {}, kind="pretrain")
+    pretraining = write_run(tmp_path / "pretraining", {"a": (0.5, 0.5)}, kind="pretrain")
     with pytest.raises(SuperCLError, match="Only fine-tuned runs have scores"):
         compare([scratch, pretraining])
     voxels = write_run(tmp_path / "voxels", {"a": (0.5, 0.5)}, unit="voxel")

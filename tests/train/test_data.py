@@ -6,15 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import references
 import torch
 import zarr
+from made_caches import write_cache
 
-from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
-from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, UsageError
-from supercl_core.schema import ASP_GRID
 from train.data import BatchLoader, SliceDataset, automatic_patch_size, normalise, slices_of_step
 
 CPU = torch.device("cpu")
@@ -29,37 +26,23 @@ PATCH = (48, 32)
 @pytest.fixture(scope="module")
 def odd_path(tmp_path_factory):
     """Three cases of noise in two channels, the second constant, larger and smaller than a patch."""
-    path = tmp_path_factory.mktemp("odd") / "odd.zarr"
-    named = {"name": "odd", "channel_names": ["T1", "T2"], "class_names": ["background", "one", "two"]}
-    more = {"config": {}, "config_digest": "d", "default_weak_labels": "none", "provenance": {}}
-    cache_writer.create_cache(path, {**named, **more})
     random = np.random.default_rng(0)
-    rows = []
-    for case_id, (size, dtype, scale, offset) in STORAGE.items():
+    cases = {}
+    for case_id, (size, dtype, _, _) in STORAGE.items():
         shape = (3, *size)
-        stored = np.stack([random.integers(0, 30_000, shape), np.full(shape, 7)]).astype(dtype)
-        arrays = {
-            "image": stored,
+        cases[case_id] = {
+            "image": np.stack([random.integers(0, 30_000, shape), np.full(shape, 7)]).astype(dtype),
             "superpixels": random.integers(0, 300, shape).astype(np.uint16),
             "ground_truth": random.integers(0, 3, shape).astype(np.uint8),
-            "asp": np.zeros((3, ASP_GRID, ASP_GRID), np.float16),
         }
-        row = CaseRow(
-            id=case_id,
-            shape=stored.shape,
-            image_dtype=stored.dtype.name,
-            superpixels_dtype="uint16",
-            num_superpixels=300,
-            has_ground_truth=True,
-            image_scale=scale,
-            image_offset=offset,
-            statistics=references.statistics(stored * scale + offset),
-        )
-        cache_writer.write_case(path, row, arrays, attributes={})
-        rows.append(row)
-    cache_writer.write_tables(path, rows, num_channels=2)
-    cache_writer.set_root_attributes(path, {"complete": True})
-    return path
+    return write_cache(
+        tmp_path_factory.mktemp("odd") / "odd.zarr",
+        cases,
+        name="odd",
+        channel_names=("T1", "T2"),
+        class_names=("background", "one", "two"),
+        scales={case_id: stored[2:] for case_id, stored in STORAGE.items()},
+    )
 
 
 @pytest.fixture
@@ -311,7 +294,7 @@ def test_an_error_while_gathering_reaches_the_consumer(tiny, monkeypatch):
     ],
 )
 def test_automatic_patch_size_is_the_median_in_steps_of_16(sizes, expected):
-    cache = SimpleNamespace(done=[CaseRow(id="x", shape=(1, 1, *size)) for size in sizes])
+    cache = SimpleNamespace(done=[SimpleNamespace(shape=(1, 1, *size)) for size in sizes])
     assert automatic_patch_size(cache) == expected
 
 

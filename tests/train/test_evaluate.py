@@ -218,3 +218,11 @@ def test_a_cache_of_other_channels_is_refused(run, cache_path):
     with pytest.raises(UsageError, match="input channels"):
         evaluate(run, cache, device_name="cpu")
     assert not (run / "predictions").exists()
+
+
+def test_a_model_that_needs_more_memory_than_its_weights_is_refused_before(run, cache_path):
+    for filters in (5, 60_000):  # the latter asks for a hundred terabytes
+        describe(run, model={"in_channels": 1, "num_classes": 3, "filters": filters})
+        with pytest.raises(SuperCLError, match="another architecture"):
+            evaluated(run, cache_path)
+    assert written(run) == []

@@ -1,7 +1,6 @@
 """Fine-tuning: that it learns, where it starts from, exact resumption, and what it refuses."""
 
 import dataclasses
-import itertools
 import os
 import shutil
 import signal
@@ -10,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_caches import write_noise
 from safetensors.torch import load_file
+from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
 
 import train.finetuning
 from supercl_core import cache_writer
@@ -76,43 +77,6 @@ def pretrained(cache_path, path, *, filters=4, excluded=()):
     )
     pretrain(open_cache(cache_path), path, config=config, excluded=excluded)
     return path
-
-
-def losses_of(run_path):
-    timing = {"samples_per_s", "data_wait_share", "seconds"}
-    return [{k: v for k, v in entry.items() if k not in timing} for entry in read_metrics(run_path)]
-
-
-def assert_same_weights(one, other):
-    one, other = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def snapshot(folder):
-    return {
-        file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()
-    }
-
-
-class Killed(BaseException):
-    pass
-
-
-def call_at(number, action, function):
-    """`function`, but its call number `number` begins with `action`."""
-    calls = itertools.count(1)
-
-    def called(*arguments, **settings):
-        if next(calls) == number:
-            action()
-        return function(*arguments, **settings)
-
-    return called
-
-
-def kill():
-    raise Killed
 
 
 # ---------------------------------------------------------------- learning
@@ -236,6 +200,42 @@ def test_test_cases_are_counted_also_when_init_is_the_weights_file_of_a_run(cach
     init = str(encoder / "weights.safetensors")
     finetune(cache, tmp_path / "run", split=SPLIT, init=init, config=small(steps=1))
     assert read_run(tmp_path / "run")["unlabelled_test_cases_seen"] == 1
+
+
+def test_test_cases_that_pretraining_saw_under_other_names_are_counted(tmp_path):
+    seeds = {"a": 1, "b": 2, "c": 3, "d": 4}
+    cache = open_cache(write_noise(tmp_path / "tuned.zarr", seeds, name="one"))
+    split = Split(file="s", labelled=("a",), test=("b", "c", "d"), num_labelled_keys=1)
+    for index, (name, other_seeds, wanted) in enumerate(
+        [
+            ("two", {"x": 4, "y": 2, "z": 9}, 2),  # by content
+            ("two", {"b": 7, "c": 8}, 0),  # other cases of the same names
+            ("one", {"b": 7, "x": 4}, 2),  # the same data set, preprocessed otherwise
+        ]
+    ):
+        folder = tmp_path / str(index)
+        encoder = pretrained(write_noise(folder / "other.zarr", other_seeds, name=name), folder / "pre")
+        finetune(cache, folder / "run", split=split, init=str(encoder), config=small(steps=1))
+        assert read_run(folder / "run")["unlabelled_test_cases_seen"] == wanted
+
+
+def test_a_network_that_knows_labels_of_test_cases_is_no_start(cache, whole, tmp_path):
+    turned = Split(file="s", labelled=("case_c",), test=("case_a", "case_b"), num_labelled_keys=1)
+    with pytest.raises(UsageError, match="fine-tuned on test cases") as refused:
+        finetune(cache, tmp_path / "run", split=turned, init=str(whole), config=small())
+    assert refused.value.found == "case_a, case_b"
+    assert not (tmp_path / "run").exists()
+    finetune(cache, tmp_path / "more", split=SPLIT, init=str(whole), config=small(steps=1))
+    assert read_run(tmp_path / "more")["unlabelled_test_cases_seen"] == 0
+
+
+def test_a_labelled_case_that_is_a_test_case_by_another_name_is_refused(tmp_path):
+    cache = open_cache(write_noise(tmp_path / "twins.zarr", {"a": 1, "b": 2, "twin_of_b": 2}))
+    split = Split(file="mine", labelled=("a", "b"), test=("twin_of_b",), num_labelled_keys=2)
+    with pytest.raises(UsageError, match="identical content") as refused:
+        finetune(cache, tmp_path / "run", split=split, config=small())
+    assert refused.value.found == "b = twin_of_b"
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- resumption

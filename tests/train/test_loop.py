@@ -226,6 +226,25 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, dataset):
         run_fit(tmp_path / "run", dataset, network=small_network(width=5))
 
 
+@pytest.mark.parametrize("step", [-1, 2.5, "9", None])
+def test_a_checkpoint_of_no_step_is_refused(tmp_path, step):
+    network = small_network()
+    optimiser = settings().make_optimiser(network)
+    save_checkpoint(tmp_path, 9, network, optimiser)
+    state = torch.load(tmp_path / "step_00000009.pt", weights_only=True)
+    torch.save({**state, "step": step}, tmp_path / "step_00000009.pt")
+    with pytest.raises(SuperCLError, match="cannot be restored"):
+        load_checkpoint(tmp_path, network, optimiser, CPU)
+
+
+def test_a_checkpoint_with_code_is_refused_without_advice_to_run_it(tmp_path):
+    network = small_network()
+    torch.save({"step": tmp_path}, tmp_path / "step_00000009.pt")
+    with pytest.raises(SuperCLError, match="other objects than tensors") as refused:
+        load_checkpoint(tmp_path, network, settings().make_optimiser(network), CPU)
+    assert "weights_only" not in refused.value.message()
+
+
 def test_checkpoints_restore_network_and_optimiser(tmp_path):
     network = small_network()
     optimiser = settings(optimiser="adam").make_optimiser(network)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import references
 import torch
+from made_caches import write_levels, write_noise
 from safetensors.torch import load_file
+from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
 
 import train.pretraining
 from supercl_core import cache_writer
@@ -69,43 +71,6 @@ def whole(cache_path, tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
     pretrain(open_cache(cache_path), path, config=small())
     return path
-
-
-def losses_of(run_path):
-    timing = {"samples_per_s", "data_wait_share", "seconds"}
-    return [{k: v for k, v in entry.items() if k not in timing} for entry in read_metrics(run_path)]
-
-
-def assert_same_weights(one, other):
-    one, other = load_file(one / "weights.safetensors"), load_file(other / "weights.safetensors")
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def snapshot(folder):
-    return {
-        file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()
-    }
-
-
-class Killed(BaseException):
-    pass
-
-
-def call_at(number, action, function):
-    """`function`, but its call number `number` begins with `action`."""
-    calls = itertools.count(1)
-
-    def called(*arguments, **settings):
-        if next(calls) == number:
-            action()
-        return function(*arguments, **settings)
-
-    return called
-
-
-def kill():
-    raise Killed
 
 
 # ---------------------------------------------------------------- resumption
@@ -419,9 +384,8 @@ def test_expected_positives_is_the_mean_over_all_batches(labels, batch_size):
 @pytest.mark.parametrize("excluded", [(), ("case_d",)])
 @pytest.mark.parametrize("batch_size", [1, 3, 6, 9, 30])
 def test_the_finest_level_with_a_positive_per_anchor_is_taken(cache_copy, tmp_path, batch_size, excluded):
-    levels = np.stack([np.arange(23) // size for size in (1, 2, 6, 23)]).astype(np.int32)
-    arrays = {"ccl": levels, "nearest": levels, "similarity": levels.astype(np.float32)}
-    cache_writer.write_weak_labels(cache_copy, "by_hand", arrays, {"num_components": [], "descriptors": ""})
+    levels = [np.arange(23) // size for size in (1, 2, 6, 23)]
+    write_levels(cache_copy, levels)
     cache_writer.set_root_attributes(cache_copy, {"default_weak_labels": "by_hand"})
     cache = open_cache(cache_copy)
     pretrain(cache, tmp_path / "run", config=small(steps=1, batch_size=batch_size), excluded=excluded)
@@ -452,6 +416,27 @@ def test_excluded_cases_are_never_read(cache_copy, tmp_path):
     assert read_run(tmp_path / "run")["cases"]["train"] == ["case_a", "case_b", "case_c"]
     with pytest.raises(CacheError, match="damaged"):
         pretrain(open_cache(cache_copy), tmp_path / "all", config=config)
+
+
+def test_an_excluded_case_goes_under_every_name(tmp_path):
+    cache = open_cache(write_noise(tmp_path / "twins.zarr", {"a": 1, "b": 2, "c": 3, "twin_of_b": 2}))
+    pretrain(cache, tmp_path / "run", config=small(steps=1), excluded=("b",))
+    run = read_run(tmp_path / "run")
+    assert run["cases"]["train"] == ["a", "c"]
+    digests = {row.id: row.content_digest for row in cache.rows if row.id in ("a", "c")}
+    assert run["content_digests"] == digests
+    with pytest.raises(UsageError, match="No case is left"):
+        pretrain(cache, tmp_path / "none", config=small(steps=1), excluded=("twin_of_b", "a", "c"))
+
+
+def test_a_run_is_not_resumed_on_other_content(tmp_path):
+    path = tmp_path / "noise.zarr"
+    pretrain(open_cache(write_noise(path, {"a": 1, "b": 2})), tmp_path / "run", config=small(steps=1))
+    shutil.rmtree(path)
+    with pytest.raises(UsageError, match="other settings") as refused:
+        pretrain(open_cache(write_noise(path, {"a": 1, "b": 3})), tmp_path / "run", config=small(steps=1))
+    assert refused.value.found.count("there, ") == 1
+    assert "content_digests.b: " in refused.value.found
 
 
 def test_excluding_every_case_is_refused(cache, tmp_path):

@@ -10,20 +10,19 @@ import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import made_caches
 import numpy as np
 import pytest
-import references
 from scipy.ndimage import gaussian_filter
 
-from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
-from supercl_core.cases import CaseRow
 from supercl_core.errors import SuperCLError
-from supercl_core.intensity import rescale_slice, to_stored
+from supercl_core.intensity import rescale_slice
 from supercl_core.schema import ASP_GRID
 from supercl_core.volumes import write_label_map
 from train.metrics import score_case, summarise
 from train.report import write_report
+from train.runs import FORMAT_VERSION, content_digests, describe_cache
 
 CLASSES = ("background", "liver", "spleen")
 SHAPE_ZYX = (4, 48, 64)
@@ -42,61 +41,30 @@ def cache_path(tmp_path_factory):
 
 def write_cache(path, *, with_truth):
     """Three cases of smooth noise with a block grid as superpixels, two classes, and weak labels by hand."""
-    attributes = {"name": "phantom", "channel_names": ["CT"], "class_names": list(CLASSES)}
-    more = {"config": {}, "config_digest": "d", "default_weak_labels": "intensity", "provenance": {}}
-    cache_writer.create_cache(path, {**attributes, **more})
-    rows = []
+    cases = {}
     for index, case_id in enumerate(CASE_IDS):
-        rows.append(write_case(path, case_id, np.random.default_rng(index), with_truth=with_truth))
-    cache_writer.write_tables(path, rows, num_channels=1)
-    fine, coarse = np.arange(12) // 2, np.array([0, 0, 1, 1] * 3)
-    unused = np.zeros((2, 12), np.int32)
-    cache_writer.write_weak_labels(
-        path,
-        "intensity",
-        {"ccl": np.stack([fine, coarse]).astype(np.int32), "nearest": unused, "similarity": unused * 1.0},
-        {"num_components": [6, 2], "descriptors": "intensity"},
-    )
-    cache_writer.set_root_attributes(path, {"complete": True})
-    return path
-
-
-def write_case(path, case_id, random, *, with_truth):
-    image = gaussian_filter(random.normal(size=SHAPE_ZYX), (0, 4, 4))[None].astype(np.float32)
-    truth = np.zeros(SHAPE_ZYX, np.uint8)
-    truth[1:, 12:30, 10:28] = 1
-    truth[2:, 20:34, 36:50] = 2
-    y, x = np.indices(SHAPE_ZYX[1:])
-    superpixels = np.broadcast_to(y // 24 * 2 + x // 32, SHAPE_ZYX).astype(np.uint8)
-    asp = np.stack([rescale_slice(part)[0, :ASP_GRID, :ASP_GRID] for part in image.transpose(1, 0, 2, 3)])
-    stored = to_stored(image)
-    row = CaseRow(
-        id=case_id,
-        shape=image.shape,
-        image_dtype="float32",
-        superpixels_dtype="uint8",
-        num_superpixels=4,
-        has_ground_truth=with_truth,
-        spacing_mm=SPACING_MM,
-        statistics=references.statistics(image),
-    )
-    geometry = {
-        "spacing_mm": SPACING_MM[::-1],
-        "origin_mm": (0, 0, 0),
-        "direction": (1, 0, 0, 0, 1, 0, 0, 0, 1),
-    }
-    cache_writer.write_case(
-        path,
-        row,
-        {
-            "image": stored.array_CZYX,
-            "superpixels": superpixels,
-            "asp": asp.astype(np.float16),
+        noise = np.random.default_rng(index).normal(size=SHAPE_ZYX)
+        image = gaussian_filter(noise, (0, 4, 4))[None].astype(np.float32)
+        truth = np.zeros(SHAPE_ZYX, np.uint8)
+        truth[1:, 12:30, 10:28] = 1
+        truth[2:, 20:34, 36:50] = 2
+        y, x = np.indices(SHAPE_ZYX[1:])
+        asp = [rescale_slice(part)[0, :ASP_GRID, :ASP_GRID] for part in image.transpose(1, 0, 2, 3)]
+        cases[case_id] = {
+            "image": image,
+            "superpixels": np.broadcast_to(y // 24 * 2 + x // 32, SHAPE_ZYX).astype(np.uint8),
+            "asp": np.stack(asp).astype(np.float16),
             **({"ground_truth": truth} if with_truth else {}),
-        },
-        attributes={"geometry": geometry},
+        }
+    return made_caches.write_cache(
+        path,
+        cases,
+        name="phantom",
+        channel_names=("CT",),
+        class_names=CLASSES,
+        spacing_mm=SPACING_MM,
+        levels=(np.arange(12) // 2, [0, 0, 1, 1] * 3),
     )
-    return row
 
 
 def write_run(path, cache_path, *, kind="finetune", status="finished", init=None, steps=60, seen=0):
@@ -107,20 +75,21 @@ def write_run(path, cache_path, *, kind="finetune", status="finished", init=None
     tuned = kind == "finetune"
     record = {
         "kind": kind,
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "name": path.name,
         "config": {"steps": steps, "lr": 0.001, "augment": {"mirror": True}},
         "model": {"in_channels": 1, "num_classes": len(cache.class_names) if tuned else None, "filters": 8},
-        "cache": {"path": str(cache_path), "name": cache.name, "config_digest": "d", "num_slices": 12},
+        "cache": describe_cache(cache),
         "cases": {
             "train": [] if tuned else case_ids,
             "validation": [],
             "test": case_ids if tuned else [],
         },
+        "content_digests": content_digests(cache, [] if tuned else case_ids),
         "split": {"file": "splits.txt", "labelled": 2} if tuned else None,
         "init": init,
         "unlabelled_test_cases_seen": seen,
-        "weak_labels": None if tuned else {"name": "intensity", "level": 1},
+        "weak_labels": None if tuned else {"name": "by_hand", "level": 1},
         "provenance": {"time": "2026-01-01T00:00:00+00:00", "versions": {"numpy": "2"}},
         "status": status,
     }
@@ -322,7 +291,7 @@ def test_a_lost_segmentation_is_named(tmp_path, cache_path):
     evaluate(run, cache_path, shift=1)
     (run / "predictions" / "case_0.nii.gz").unlink()
     page = read_page(write_report([run], tmp_path / "report.html"))
-    assert page.text.count("No segmentation to show: The file does not exist.") == 1
+    assert page.text.count("No segmentation to show: The file does not exist") == 1
     assert sum("ground truth and segmentation" in alt for alt in page.alts) == 2
 
 

@@ -15,6 +15,7 @@ DESCRIPTION = {
     "model": {"in_channels": 1, "num_classes": 3, "filters": 4},
     "cache": {"path": "/data/a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
     "cases": {"train": [f"case_{i}" for i in range(9)], "validation": [], "test": ["case_9"]},
+    "content_digests": {f"case_{i}": f"digest {i}" for i in range(9)},
     "split": {"file": "split.json", "labelled": 2},
     "init": {"source": "runs/pretrain", "loaded": ["encoder.a", "encoder.b"], "adapted": [], "skipped": []},
     "unlabelled_test_cases_seen": 0,
@@ -37,7 +38,7 @@ def test_a_new_run_is_described_and_finished(tmp_path):
     run = runs.start_run(tmp_path / "deep" / "mine", DESCRIPTION)
     assert run == runs.read_run(tmp_path / "deep" / "mine")
     assert {key: run[key] for key in DESCRIPTION} == DESCRIPTION
-    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 1)
+    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 2)
     assert run["provenance"]["versions"]["torch"]
     runs.finish_run(tmp_path / "deep" / "mine")
     assert runs.read_run(tmp_path / "deep" / "mine") == {**run, "status": "finished"}
@@ -70,6 +71,11 @@ def test_a_run_may_go_on_elsewhere(tmp_path, setting):
         ("model.filters", 8, "model.filters: 4 there, 8 here"),
         ("cases.train", ["case_0"], "cases.train: 9 entries there, 1 others here"),
         ("cases.test", [], "cases.test: ['case_9'] there, [] here"),
+        (
+            "content_digests.case_3",
+            "another",
+            "content_digests.case_3: 'digest 3' there, 'another' here",
+        ),
         ("split.labelled", 3, "split.labelled: 2 there, 3 here"),
         ("init", None, "init: 'runs/pretrain' there, None here"),
         ("init.source", "runs/other", "init: 'runs/pretrain' there, 'runs/other' here"),
@@ -94,12 +100,76 @@ def test_a_folder_with_anything_else_in_it_is_refused(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[broken"])
-def test_a_folder_without_a_readable_run_is_no_run(tmp_path, content):
-    if content is not None:
-        (tmp_path / "run.json").write_text(content)
+def test_a_folder_without_run_json_is_no_run(tmp_path):
     with pytest.raises(SuperCLError, match="no run here"):
         runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[broken", "[]", '{"format_version": "1"}'])
+def test_a_damaged_run_json_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(SuperCLError, match=r"damaged(.|\n)*run\.json"):
+        runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("kind", "other", "'other' at kind"),
+        ("config", None, "None at config"),
+        ("model.filters", 1 << 40, f"{1 << 40} at model.filters"),
+        ("model.num_classes", True, "True at model.num_classes"),
+        ("cache", {}, "no 'path' at cache"),
+        ("cases.train", {}, "no list at cases.train"),
+        ("cases.test", ["a", 7], "7 at cases.test[1]"),
+        ("content_digests.case_0", 7, "7 at content_digests.case_0"),
+        ("split", [], "no object at split"),
+        ("init.source", None, "None at init.source"),
+        ("unlabelled_test_cases_seen", -1, "-1 at unlabelled_test_cases_seen"),
+    ],
+)
+def test_a_part_of_run_json_that_is_not_what_it_should_be_is_named(tmp_path, path, value, named):
+    runs.start_run(tmp_path, DESCRIPTION)
+    stored = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**stored, **changed(path, value)}))
+    with pytest.raises(SuperCLError) as refused:
+        runs.read_run(tmp_path)
+    assert str(refused.value.found) == named
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"loss": 1}\n', "no 'step' at [0]"),
+        ('{"step": 1}\n{"step": 2, "loss": "low"}\n', "'low' at [1].loss"),
+        ('{"step": NaN}\n', "the number nan"),
+        ('{"step": 1}{}\n', "Extra data: line 1 column 12 (char 11)"),
+    ],
+)
+def test_a_damaged_line_of_metrics_is_named(tmp_path, content, named):
+    (tmp_path / "metrics.jsonl").write_text(content)
+    with pytest.raises(SuperCLError, match=r"metrics\.jsonl") as refused:
+        runs.read_metrics(tmp_path)
+    assert str(refused.value.found) == named
+
+
+def test_an_evaluation_lacks_no_class(tmp_path):
+    assert runs.read_evaluation(tmp_path) is None
+    scores = dict.fromkeys(("dsc", "jc", "hd95", "asd"))
+    summary = {**scores, "num_cases": 0, "num_missing_in_prediction": 0, "num_missing_in_truth": 0}
+    evaluation = {
+        "protocol": "p",
+        "unit": "mm",
+        "class_names": ["background", "a"],
+        "rows": [{"case": "x", "class": "a", "state": "absent in both", **scores}],
+        "summary": {"a": summary, "mean": summary},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    assert runs.read_evaluation(tmp_path) == evaluation
+    del evaluation["summary"]["a"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    with pytest.raises(SuperCLError, match="no 'a' at summary"):
+        runs.read_evaluation(tmp_path)
 
 
 def test_a_run_of_another_format_version_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 
@@ -104,6 +105,36 @@ def test_a_pickle_that_could_run_code_is_refused_and_runs_none(tmp_path, form, f
         read_weights(path)
     assert found in caught.value.found
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1).expand(10**12),
+        torch.ones(1).as_strided((2, 10**9, 3, 3), (0, 0, 0, 0)),
+        torch.eye(3).to_sparse(),
+        torch.ones(2, dtype=torch.complex64),
+        torch.ones(3, device="meta"),
+    ],
+    ids=["expanded", "strided", "sparse", "complex", "meta"],
+)
+def test_a_tensor_that_is_not_wholly_in_the_file_is_refused(tmp_path, tensor):
+    torch.save({"a": torch.ones(2), "b": tensor}, tmp_path / "x.pt")
+    with pytest.raises(SuperCLError, match="read safely"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_a_file_that_the_system_refuses_is_an_error_of_ours(tmp_path, name, monkeypatch):
+    (tmp_path / name).touch()
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    with pytest.raises(SuperCLError, match="Permission denied"):
+        read_weights(tmp_path / name)
 
 
 # ---- transfer

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -76,7 +77,7 @@ def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
             found[STEM_NAME] = stem
             adapted.append(STEM_NAME)
 
-    _check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
+    check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
     encoder.load_state_dict({name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in found.items()})
     return LoadReport(
         source=str(path),
@@ -106,16 +107,12 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise _no_checkpoint(path, f"no safetensors file ({error})") from error
+        except (SafetensorError, OSError) as error:
+            raise _no_checkpoint(path, f"no safetensors file ({error!s:.200})") from error
 
-    payload = _load_torch_file(path)
+    payload = read_torch_file(path, "cpu")
     weights = payload.get("net", payload) if isinstance(payload, dict) else None
-    if (
-        not isinstance(weights, dict)
-        or not weights
-        or not all(isinstance(v, Tensor) for v in weights.values())
-    ):
+    if not isinstance(weights, dict) or not weights or not all(map(_is_plain, weights.values())):
         raise _no_checkpoint(path, "a torch file with something else in it")
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
 
@@ -130,20 +127,59 @@ def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, st
         wip_path.write_bytes(safetensors.torch.save(tensors, dict(metadata)))
 
 
-def _load_torch_file(path: Path) -> object:
+def check_same_architecture(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], path: Path | str
+) -> None:
+    """Raise SuperCLError unless the tensors `found` in the file `path` have the `expected` names and shapes."""
+    names = dict.fromkeys([*expected, *found])
+    differing = [name for name in names if expected.get(name) != found.get(name)]
+    if not differing:
+        return
+    named = differing[:NUM_NAMED]
+    more = f", and {len(differing) - NUM_NAMED} more" if len(differing) > NUM_NAMED else ""
+
+    def shapes(side: Mapping[str, torch.Size]) -> str:
+        return ", ".join(f"{name} {tuple(side[name]) if name in side else 'absent'}" for name in named) + more
+
+    raise SuperCLError(
+        f"The checkpoint is of another architecture: {len(differing)} tensors differ.",
+        where=path,
+        expected=shapes(expected),
+        found=shapes(found),
+        next_step="Give the network the checkpoint's filters and input channels, or choose another file.",
+    )
+
+
+def read_torch_file(path: Path, device: torch.device | str) -> Any:
+    """What a file of `torch.save` holds: tensors, on the `device`, and plain values.
+
+    Raises SuperCLError where it is no such file, and where it is a pickle with anything else in it.
+    """
     try:
         with warnings.catch_warnings():
             # torch warns of foreign pickle protocols before it refuses them; the refusal says enough.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # Bytes that are no checkpoint raise nearly anything, KeyError included.
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+        if isinstance(error, OSError):
+            found = error.strerror or "an error of the system"
+        elif isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             found = "a pickle with other objects than tensors, which could run code when read"
         else:
             found = "no torch file"
         raise _no_checkpoint(path, found) from error
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value of a torch file is a tensor of real numbers that are all in the file."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        # A view may repeat a few numbers to any size, for which no memory would be enough.
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _no_checkpoint(path: Path, found: str) -> SuperCLError:
@@ -164,25 +200,3 @@ def _adapt_stem(weight: Tensor, expected: torch.Size) -> Tensor:
         if weight.shape[1] == 1:
             return weight.repeat(1, expected[1], 1, 1) / expected[1]
     return weight
-
-
-def _check_same_architecture(
-    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], path: Path | str
-) -> None:
-    names = dict.fromkeys([*expected, *found])
-    differing = [name for name in names if expected.get(name) != found.get(name)]
-    if not differing:
-        return
-    named = differing[:NUM_NAMED]
-    more = f", and {len(differing) - NUM_NAMED} more" if len(differing) > NUM_NAMED else ""
-
-    def shapes(side: Mapping[str, torch.Size]) -> str:
-        return ", ".join(f"{name} {tuple(side[name]) if name in side else 'absent'}" for name in named) + more
-
-    raise SuperCLError(
-        f"The checkpoint's encoder is of another architecture: {len(differing)} tensors differ.",
-        where=path,
-        expected=shapes(expected),
-        found=shapes(found),
-        next_step="Give the network the checkpoint's filters and input channels, or choose another file.",
-    )
