@@ -61,6 +61,21 @@ def unpacked(path: Path, buffer_bytes: int) -> Iterator[Any]:
             raise damaged(path, error, expected="content up to its end, with the right checksum") from error
 
 
+def check_packed(path: Path, start: int) -> None:
+    """Raise SuperCLError unless a whole zlib stream begins at byte `start`: MetaImage's reader never ends on others."""
+    stream = zlib.decompressobj(wbits=47)
+    with _opened(path) as file:
+        file.seek(start)
+        while not stream.eof:
+            part = stream.unconsumed_tail or file.read(1 << 16)
+            if not part:
+                raise damaged(path, "compressed values that end too early")
+            try:
+                stream.decompress(part, 1 << 20)
+            except zlib.error as error:
+                raise damaged(path, error) from error
+
+
 def check_shape(path: Path, shape: tuple[int, ...], itemsize: int, room_bytes: int) -> None:
     """Raise SuperCLError unless every axis has a voxel, and the voxels of `itemsize` bytes have room in the file."""
     if 0 in shape:

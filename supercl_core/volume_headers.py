@@ -7,6 +7,7 @@ only one that can hold what it declares is handed to SimpleITK. Called by `super
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class VolumeFile:
     """How many bytes of values that file can hold."""
     misnamed_gzip: bool = False
     """Whether it is compressed though its name says that it is not."""
+    packed_at: int | None = None
+    """Where a zlib stream of the values begins in `data_path`; None where there is none."""
     nifti: NiftiHeader | None = None
 
 
@@ -264,7 +267,9 @@ def _inspect_meta(path: Path) -> VolumeFile:
         raise damaged(
             path, f"{packed_bytes!r} bytes of compressed values", expected="fewer than the file has"
         )
-    return file
+    if fields.get("compresseddata", "False")[:1] not in "Tt1":
+        return file
+    return dataclasses.replace(file, packed_at=end.end() + 1 if file.data_path == path else 0)
 
 
 def _fields(path: Path, lines: list[str], name_pattern: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from supercl_core.errors import SuperCLError, printable
 from supercl_core.files import atomic_file
-from supercl_core.volume_files import check_shape, damaged, unpacked
+from supercl_core.volume_files import check_packed, check_shape, damaged, unpacked
 from supercl_core.volume_headers import SPACINGS_MM, NiftiHeader, VolumeFile, check_axes, inspect_file
 
 _UNPACKED_AT_ONCE: Final = 1 << 20
@@ -86,6 +86,8 @@ def read_volume(path: Path) -> Volume:
         if header is not None and values is not None and _is_scalar(values, reader):
             array = stored = _rescaled(values, header, reader)
         else:
+            if file.packed_at is not None:
+                check_packed(file.data_path, file.packed_at)
             array = _channels_first(_run(path, reader.Execute))
             stored = values if values is not None and values.dtype.kind == "f" else array
     if array.dtype.kind == "c":

@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,14 @@ def meta(values: np.ndarray, data_file: str = "LOCAL", **fields: Any) -> bytes:
         "ObjectType = Image", "NDims = 3", *lines, "ElementType = MET_SHORT", f"ElementDataFile = {data_file}"
     )
     return header + (values.tobytes() if data_file == "LOCAL" else b"")
+
+
+def packed_meta(values: np.ndarray, cut: int = 0, **fields: Any) -> bytes:
+    """A MetaImage file whose values are compressed, without the last `cut` bytes of these."""
+    packed = zlib.compress(values.tobytes())
+    packed = packed[: len(packed) - cut]
+    sizes = {"CompressedData": "True", "CompressedDataSize": len(packed), "DimSize": "20 24 4"}
+    return meta(values[:0], **sizes, **fields) + packed
 
 
 def nrrd(values: np.ndarray, *lines: str, sizes: str = "20 24 4", encoding: str = "raw") -> bytes:
@@ -311,6 +320,9 @@ FAILING |= {
         _as_file(".mha", meta(image(), CompressedData="True", CompressedDataSize=10**15)),
         "'1000000000000000' bytes of compressed values",
     ),
+    "truncated_packed_mha": Kind(
+        _as_file(".mha", packed_meta(image(), 40)), "compressed values that end too early"
+    ),
     "negative_spacing_mha": Kind(
         _as_file(".mha", meta(image(), ElementSpacing="1 -1 1")), "spacing (x, y, z) of"
     ),
@@ -446,6 +458,7 @@ VALID |= {
     "hdr_img": Kind(_pair(image()), values=image()),
     "nrrd": Kind(_as_file(".nrrd", nrrd(image(), *_SPACE)), values=image()),
     "mhd": Kind(_mhd, values=image()),
+    "packed_mha": Kind(_as_file(".mha", packed_meta(image(), **_STRAIGHT)), values=image()),
     "link": Kind(_linked, values=image()),
     "größe 2 – 患者": Kind(_named("größe 2 – 患者.nii.gz"), values=image()),
 }
