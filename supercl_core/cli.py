@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, storage_error
 
 
 class _Entry(NamedTuple):
@@ -25,6 +25,8 @@ class _Entry(NamedTuple):
 COMMANDS: Final = {
     "phantom": _Entry("preprocess.commands", "preprocess", "Write a labelled data set of synthetic anatomy."),
     "preprocess": _Entry("preprocess.commands", "preprocess", "Volumes in, superpixel cache out (resumes)."),
+    "verify": _Entry("supercl_core.commands", "", "Check every checksum and invariant of a cache."),
+    "repair": _Entry("preprocess.commands", "preprocess", "Compute damaged cases of a cache again."),
     "weak-labels": _Entry(
         "preprocess.commands", "preprocess", "Compute the CCL weak labels of a cache again."
     ),
@@ -32,6 +34,9 @@ COMMANDS: Final = {
         "preprocess.commands", "preprocess", "Compare a cache's superpixels with scikit-image's."
     ),
     "inspect": _Entry("supercl_core.commands", "", "Show what a cache holds."),
+    "view": _Entry("supercl_core.commands", "", "Draw a slice or a whole case of a cache."),
+    "pack": _Entry("supercl_core.commands", "", "Write a cache as a compressed archive (resumes)."),
+    "unpack": _Entry("supercl_core.commands", "", "Write the cache that an archive holds (resumes)."),
     "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
     "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
     "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network (resumes)."),
@@ -118,12 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)  # whoever read our output has left
     except OSError as error:
-        failure = SuperCLError(
-            "The system refused access to a file.",
-            where=error.filename,
-            found=error.strerror or error,
-            next_step="Check permissions, free space and quota, then run the same command again.",
-        )
+        failure = storage_error(error)
         click.echo(f"error: {failure.message()}", err=True)
         sys.exit(failure.exit_code)
     except click.ClickException as error:

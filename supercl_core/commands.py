@@ -1,11 +1,21 @@
-"""The commands that need neither half: `inspect`, `split`, `doctor`."""
+"""The commands that need neither half: `inspect`, `view`, `verify`, `pack`, `unpack`, `split`, `doctor`."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from supercl_core.errors import printable
+
+if TYPE_CHECKING:
+    from supercl_core.forms import Conversion
 
 
 @click.command()
@@ -27,7 +37,142 @@ def inspect(cache: Path, case: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, indent=1))
     else:
-        _print_rows(inspection.render_rows(values))
+        _print_rows(inspection.summary_rows(values) if case is None else inspection.case_rows(values))
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("case")
+@click.argument("z", type=int, required=False)
+@click.option("--html", "as_page", is_flag=True, help="A page to scroll through the whole case.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write it [default: CASE_zZ.png or CASE.html, here].",
+)
+def view(cache: Path, case: str, z: int | None, as_page: bool, output: Path | None) -> None:
+    """Draw slice Z of a CASE of CACHE: superpixels, ASP map, ground truth, nearest neighbours. Z counts from 0.
+
+    With --html a page of all slices, which opens at Z or in the middle of the case, and needs no network.
+
+    \b
+    Example:  supercl view heart.zarr la_003 60
+              supercl view heart.zarr la_003 --html -o la_003.html
+    """
+    from supercl_core.cache_reader import open_cache
+    from supercl_core.errors import UsageError
+
+    opened = open_cache(cache).case(case)
+    if z is None and not as_page:
+        last = opened.row.shape[1] - 1
+        raise UsageError(
+            "The slice is missing.",
+            where=f"case {case}",
+            expected=f"Z, 0 to {last}",
+            found="none",
+            next_step="Name a slice, or ask for a page of all slices with --html.",
+        )
+    suffix = ".html" if as_page else ".png"
+    path = output or Path(case + suffix if as_page else f"{case}_z{z}{suffix}")
+    if path.suffix.lower() != suffix:
+        raise UsageError(
+            "The name of the file asks for another format.",
+            where=path,
+            expected=f"a name that ends in {suffix}",
+            found=path.suffix or "no ending",
+            next_step=f"Name it {path.stem}{suffix}, for example.",
+        )
+    if as_page:
+        from supercl_core.view_page import write_page
+
+        write_page(path, opened, z)
+    else:
+        from supercl_core.view import write_contact_sheet
+
+        assert z is not None
+        write_contact_sheet(path, opened, z)
+    click.echo(path)
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def verify(cache: Path, workers: int | None, as_json: bool) -> None:
+    """Check all of CACHE: files, checksums, shard indexes, metadata, tables, superpixels and weak labels.
+
+    Every byte is read, and nothing is changed. Damage is listed, the file below CACHE with its problem (exit code 4);
+    `supercl repair CACHE` computes the damaged cases again, and only those. Of a cache that is not complete yet, the
+    cases that are in it are checked.
+
+    \b
+    Example:  supercl verify heart.zarr
+              supercl verify heart.zarr --json | jq -r '.damages[].case_id' | sort -u
+    """
+    from dataclasses import asdict
+
+    from supercl_core import verification
+    from supercl_core.errors import CacheError
+    from supercl_core.progress import progress
+
+    num_workers = workers or _num_cores()
+    with progress("verify", total=verification.num_committed(cache), unit="cases") as advance:
+        found = verification.verify(cache, num_workers=num_workers, on_case=advance)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        for damage in found.damages:
+            click.echo(printable(f"{damage.where}: {damage.problem}"))
+        click.echo(f"{cache}: {found.summary()}")
+    if found.damages:
+        num_cases = len({damage.case_id for damage in found.damages} - {""})
+        raise CacheError(
+            "The cache is damaged.",
+            where=cache,
+            found=f"{len(found.damages):,} damages, {num_cases:,} damaged cases",
+            next_step=f"supercl repair {cache}",
+        )
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core].")
+def pack(cache: Path, archive: Path, workers: int | None) -> None:
+    """Write CACHE as ARCHIVE, compressed: a folder for an object store, or one file where its name ends in .zip.
+
+    ARCHIVE is Zarr like CACHE, and opens with any reader of Zarr; training needs the cache. Every slice is checked
+    on the way. Run again after a stop, it goes on with the cases that ARCHIVE.wip does not have yet.
+
+    \b
+    Example:  supercl pack heart.zarr heart.zip
+              supercl unpack heart.zip heart.zarr
+    """
+    from supercl_core import forms
+
+    done = forms.pack(cache, archive, num_workers=workers or _num_cores())
+    click.echo(f"{archive}: {_conversion(done)}")
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core].")
+def unpack(archive: Path, cache: Path, workers: int | None) -> None:
+    """Write the cache that ARCHIVE holds to CACHE, equal in every byte to the one that was packed.
+
+    Every slice is checked on the way; damaged cases are listed, and the others unpacked (exit code 4). Run again after
+    a stop, or with a sound copy of ARCHIVE, it goes on with the cases that CACHE does not have yet.
+
+    \b
+    Example:  supercl unpack heart.zip heart.zarr
+    """
+    from supercl_core import forms
+
+    done = forms.unpack(archive, cache, num_workers=workers or _num_cores())
+    click.echo(f"{cache}: {_conversion(done)}")
 
 
 @click.command()
@@ -40,13 +185,16 @@ def inspect(cache: Path, case: str | None, as_json: bool) -> None:
 def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
     """Write a random split of CACHE's labelled cases to FILE (JSON), with nested lists of 1, 2, 4, ... cases.
 
+    Cases with identical content stay together: on one side of the split, and in the same lists.
+
     \b
     Example:  supercl split heart.zarr heart_split.json
               supercl finetune heart.zarr runs/scratch --split heart_split.json --labelled 2 --init scratch
     """
     from supercl_core.cache_reader import open_cache
+    from supercl_core.cases import identical_cases
     from supercl_core.errors import UsageError
-    from supercl_core.splits import write_random_split
+    from supercl_core.splits import some_of, write_random_split
 
     if not 0 < test_fraction < 1:
         raise UsageError(
@@ -55,9 +203,11 @@ def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
             found=test_fraction,
             next_step="Ask for --test-fraction 0.25, for example.",
         )
-    case_ids = [row.id for row in open_cache(cache).done if row.has_ground_truth]
-    num_test = write_random_split(file, case_ids, test_fraction=test_fraction, seed=seed)
-    click.echo(f"{file}: {num_test} cases for testing, {len(case_ids) - num_test} for training")
+    rows = open_cache(cache).done
+    num_test, num_train = write_random_split(file, rows, test_fraction=test_fraction, seed=seed)
+    for identical in identical_cases([row for row in rows if row.has_ground_truth]):
+        click.echo(f"note: cases of identical content stay together: {some_of(identical)}", err=True)
+    click.echo(f"{file}: {num_test} cases for testing, {num_train} for training")
 
 
 @click.command()
@@ -68,13 +218,26 @@ def doctor() -> None:
     _print_rows(report())
 
 
-def _print_rows(rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _num_cores() -> int:
+    """Cores that this process may use, where the system tells them, else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+
+def _conversion(done: Conversion) -> str:
+    """One line on what packing or unpacking did."""
+    share = done.archive_bytes / max(done.cache_bytes, 1)
+    kept = "all of them" if done.num_kept == done.num_cases else f"{done.num_kept:,}"
+    return (
+        f"{done.num_cases:,} cases, {kept} from before; {done.cache_bytes / 1e6:,.1f} MB in the cache, "
+        f"{done.archive_bytes / 1e6:,.1f} MB in the archive ({share:.0%})"
+    )
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names and texts in two columns, folded to a terminal's width; one line each where there is none."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    indent = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        table.add_row(name, text)
-    Console(soft_wrap=False).print(table, markup=False, highlight=False)
+        lines = textwrap.wrap(printable(text), max(columns - indent, 20), break_on_hyphens=False) or [""]
+        for index, line in enumerate(lines):
+            click.echo(click.style(("" if index else name).ljust(indent), bold=True) + line)

@@ -13,7 +13,7 @@ from supercl_core.provenance import versions
 
 _NEEDED = {
     "preprocess": ("numba", "dask", "distributed", "skimage"),
-    "train": ("torch", "monai", "safetensors", "matplotlib", "jinja2"),
+    "train": ("torch", "monai", "safetensors", "matplotlib"),
 }
 
 

@@ -19,7 +19,7 @@ FORBIDDEN = {
     "preprocess": {"train", *TRAIN_ONLY},
     # MONAI loads scikit-image where it finds it.
     "train": {"preprocess", *PREPROCESS_ONLY - {"skimage"}},
-    "supercl_core": {"preprocess", "train", *PREPROCESS_ONLY, *TRAIN_ONLY, "matplotlib", "jinja2"},
+    "supercl_core": {"preprocess", "train", *PREPROCESS_ONLY, *TRAIN_ONLY, "matplotlib"},
 }
 """Top-level modules that must not be loaded by importing any module of a package."""
 

@@ -162,5 +162,5 @@ def test_what_the_system_refuses_is_an_error_with_its_path(
     (tmp_path / "file").write_text("in the way")
     outcome = supercl("split", cache_path, tmp_path / "file" / "split.json")
     assert outcome.code == 1
-    assert "The system refused" in outcome.err
+    assert "The system refuses a file" in outcome.err
     assert "where:    " in outcome.err
