@@ -16,7 +16,7 @@ need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python )$(BIN)/supercl
 EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
 
-.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench
+.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench stress fuzz
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,10 +50,17 @@ lint: $(READY)  ## style, types, and whether cache_schema.md is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m supercl_core.schema | diff cache_schema.md - || { echo 'cache_schema.md is stale: make schema'; exit 1; }
+	$(BIN)/python -m supercl_core.schema_page | diff cache_schema.md - || { echo 'cache_schema.md is stale: make schema'; exit 1; }
 
-schema: $(READY)  ## write cache_schema.md from supercl_core/schema.py
-	$(BIN)/python -m supercl_core.schema > cache_schema.md
+schema: $(READY)  ## write cache_schema.md from schema.py, schema_page.py and recipes.py
+	$(BIN)/python -m supercl_core.schema_page > cache_schema.md
+
+stress: $(READY)  ## [ROUNDS=200] [SEED=] kills, flipped bytes and corrupt inputs, against an uninterrupted run (an hour)
+	ROUNDS=$(or $(ROUNDS),200) SEED=$(SEED) $(BIN)/python tests/stress.py
+
+fuzz: $(READY)  ## [LIMIT_S=600] [PARSERS=] coverage-guided fuzzing of every parser, so many seconds each
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py $(PARSERS) --seconds $(or $(LIMIT_S),600) --jobs 2
 
 preprocess: $(READY)  ## INPUT= CACHE= [WORKERS=] [SCHEDULER=] [SLURM=] [SLIC=] [CONFIG=] [DRY_RUN=1]
 	@$(call need,INPUT,INPUT=Task02_Heart CACHE=heart.zarr)$(call need,CACHE,INPUT=Task02_Heart CACHE=heart.zarr)
