@@ -16,6 +16,7 @@ from supercl_core.cache_reader import Cache
 from supercl_core.cases import CaseRow, case_id_problem
 from supercl_core.errors import CacheError
 from supercl_core.schema import (
+    ARCHIVE_FORM,
     CHECKSUM_BYTES,
     LABEL_ARRAYS,
     SCHEMA_VERSION,
@@ -24,9 +25,6 @@ from supercl_core.schema import (
     ArraySpec,
 )
 from supercl_core.zarr_files import attributes_of, chunk_path, damaged, layout_of
-
-ARCHIVE_FORM: Final = {"form": "archive"}
-"""What the attributes of an archive's root have beside those of the cache."""
 
 TABLES: Final = ("table", "slices", "weak_labels")
 """The groups beside `cases`."""
@@ -37,7 +35,7 @@ def archive_attributes(files: Files) -> dict[str, Any]:
     try:
         root = files.node("")
         attributes = attributes_of(root, files.path, "/")
-        if any(attributes.pop(key, None) != value for key, value in ARCHIVE_FORM.items()):
+        if attributes.pop("form", None) != ARCHIVE_FORM:
             raise damaged(files.path, "an archive written by `supercl pack`", "a cache, or something else")
         if attributes["schema_version"] != SCHEMA_VERSION:
             raise damaged(files.path, f"schema version {SCHEMA_VERSION}", attributes["schema_version"])

@@ -19,6 +19,7 @@ import numpy as np
 from supercl_core.cases import CaseRow, case_id_problem, rows_from_arrays, slice_columns
 from supercl_core.errors import CacheError
 from supercl_core.schema import (
+    ARCHIVE_FORM,
     CHECKSUM_BYTES,
     LABEL_ARRAYS,
     SCHEMA_VERSION,
@@ -255,7 +256,8 @@ def open_cache(path: Path | str, *, unfinished: bool = False) -> Cache:
             where=path,
             expected="every case done or listed as failed, and weak labels",
             found="preprocessing still running, or stopped before its end",
-            next_step="Run the same `supercl preprocess INPUT CACHE` again; it goes on where it stopped.",
+            next_step="Run the same `supercl preprocess INPUT CACHE`, or `supercl unpack`, again; it goes on where it "
+            "stopped.",
         )
     return Cache(path, attributes)
 
@@ -275,12 +277,20 @@ def read_root(path: Path) -> dict[str, Any]:
 
 
 def check_version(path: Path) -> None:
-    """Raise CacheError where the root at `path` can be read, and is no cache of this schema version."""
+    """Raise CacheError where the root at `path` can be read, and is a packed cache or none of this schema version."""
     try:
         attributes: Any = read_node(path).get("attributes")
     except CacheError:
         return
     ours = attributes.get("supercl") if isinstance(attributes, dict) else None
+    if isinstance(ours, dict) and ours.get("form") == ARCHIVE_FORM:
+        raise CacheError(
+            "The cache is packed.",
+            where=path,
+            expected="a cache that can be mapped into memory",
+            found="an archive",
+            next_step=f"Unpack it first: supercl unpack {path} CACHE",
+        )
     version = ours.get("schema_version") if isinstance(ours, dict) else None
     if version != SCHEMA_VERSION:
         raise CacheError(

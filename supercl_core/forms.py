@@ -19,7 +19,6 @@ from typing import Any
 from supercl_core.archive_case import check_seal, convert_case, is_packed, is_unpacked
 from supercl_core.archive_files import Files, no_archive, open_files, write_node, write_zip
 from supercl_core.archive_root import (
-    ARCHIVE_FORM,
     TABLES,
     archive_attributes,
     check_known,
@@ -34,6 +33,7 @@ from supercl_core.errors import CacheError, StorageError, UsageError, storage_er
 from supercl_core.files import replace_folder, wip_path
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
+from supercl_core.schema import ARCHIVE_FORM
 from supercl_core.zarr_files import attributes_of
 
 
@@ -67,7 +67,10 @@ def pack(cache_path: Path, archive_path: Path, *, num_workers: int) -> Conversio
     files = Files(cache_path)
     root = files.node("")
     check_seal(cache_path, {"": root})
-    packed_root = {**root, "attributes": {"supercl": {**root["attributes"]["supercl"], **ARCHIVE_FORM}}}
+    packed_root = {
+        **root,
+        "attributes": {"supercl": {**root["attributes"]["supercl"], "form": ARCHIVE_FORM}},
+    }
     wip = wip_path(archive_path)
     with hold(wip) as token:
         if archive_path.exists():

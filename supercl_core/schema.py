@@ -27,6 +27,9 @@ CHECKSUM_BYTES: Final = 4
 STATISTICS: Final = ("minimum", "percentile_00_5", "percentile_99_5", "maximum", "mean", "std")
 """Intensity statistics of a case, in the order of the last axis of `table/statistics`."""
 
+ARCHIVE_FORM: Final = "archive"
+"""What the attribute `form` of the root says of a packed cache; others have no such attribute."""
+
 STATES: Final = ("done", "failed")
 """What `table/state` counts: the index into this tuple."""
 

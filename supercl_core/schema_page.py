@@ -124,6 +124,16 @@ No array is compressed. Every chunk is the raw values (little-endian), and behin
 
 """
 
+_ARCHIVES: Final = """
+## Packed
+
+`supercl pack CACHE ARCHIVE` writes the same group compressed: a folder for an object store, or one zip file (members
+stored, zip64) where the name ends in `.zip`. Any Zarr v3 reader opens it: the same nodes, names, shapes and attributes,
+and the root's attribute `supercl.form` is `archive`. Arrays of cases have one shard, and one inner chunk per slice with
+the codecs `bytes`, `crc32c`, `zstd` (level 3), `crc32c`, so a slice is one range read. All else is stored as in the
+cache. `supercl unpack ARCHIVE CACHE` gives back every byte.
+"""
+
 _VIEWERS: Final = f"""
 ## In viewers
 
@@ -151,7 +161,7 @@ Good to know:
 
 def markdown() -> str:
     """The text of `cache_schema.md`."""
-    return "\n".join([_LAYOUT + _arrays(), _attributes(), _VIEWERS, _recipes()])
+    return "\n".join([_LAYOUT + _arrays(), _attributes(), _ARCHIVES, _VIEWERS, _recipes()])
 
 
 def _arrays() -> str:

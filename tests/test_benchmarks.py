@@ -80,3 +80,17 @@ def test_slic_finds_the_noise_that_a_slice_has() -> None:
     noise = np.random.default_rng(0).normal(scale=4.0, size=ramp.shape)
     assert noise_level(ramp) == pytest.approx(0, abs=1e-9)
     assert noise_level(ramp + noise) == pytest.approx(4.0, rel=0.02)
+
+
+def test_verify_prints_rates(phantom: Path) -> None:
+    values = last_line(run_benchmark("verify", "--data", phantom, "--quick"))
+    for name in ("native", "enlarged"):
+        for turn in ("reading", "one_process", "all_cores"):
+            assert values[name][f"{turn}_warm_gb_per_s"] > 0
+
+
+def test_forms_prints_sizes_and_rates(phantom: Path) -> None:
+    values = last_line(run_benchmark("forms", "--data", phantom, "--quick"))
+    figures = values["caches"]["phantom"]
+    assert 0 < figures["archive_bytes"] < figures["cache_bytes"]
+    assert min(figures["mb_per_s"].values()) > 0

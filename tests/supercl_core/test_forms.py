@@ -432,6 +432,12 @@ def test_an_unfinished_cache_is_not_packed(cache_copy: Path, tmp_path: Path) -> 
         pack(cache_copy, tmp_path / "a", num_workers=1)
 
 
+def test_a_root_that_was_changed_by_hand_is_not_packed(cache_copy: Path, tmp_path: Path) -> None:
+    edit(cache_copy, lambda node: node["attributes"]["supercl"]["config"].update(n_segments=7))
+    with pytest.raises(CacheError, match="metadata that fits `metadata_digest`"):
+        pack(cache_copy, tmp_path / "a", num_workers=1)
+
+
 def test_two_at_a_time_are_refused(rich_cache: Path, packed: Path, tmp_path: Path) -> None:
     with hold(tmp_path / "a.wip"), pytest.raises(CacheError, match="in use"):
         pack(rich_cache, tmp_path / "a", num_workers=1)
@@ -700,3 +706,24 @@ def test_commands_end_with_the_codes_of_their_errors(
     assert not list(tmp_path.iterdir())
     assert supercl("pack", rich_cache, rich_cache / "a.zip").code == 2
     assert supercl("pack", tmp_path / "none.zarr", tmp_path / "a.zip").code == 4
+
+
+def test_commands_for_caches_refuse_an_archive_and_touch_nothing(
+    cache_path: Path, msd_path: Path, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    archive = tmp_path / "archive"
+    pack(cache_path, archive, num_workers=1)
+    before = {file: file.read_bytes() for file in archive.rglob("*") if file.is_file()}
+    for command in (
+        ("inspect", archive),
+        ("verify", archive),
+        ("repair", archive),
+        ("weak-labels", archive),
+        ("preprocess", msd_path, archive),
+        ("pack", archive, tmp_path / "again"),
+    ):
+        outcome = supercl(*command)
+        assert outcome.code == 4, command
+        assert f"supercl unpack {archive} CACHE" in outcome.err
+    assert {file: file.read_bytes() for file in archive.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["archive"]
