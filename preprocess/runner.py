@@ -37,7 +37,14 @@ from supercl_core.cache_writer import (
 )
 from supercl_core.cases import CaseRow, identical_cases
 from supercl_core.config import from_dict
-from supercl_core.errors import CacheError, PreemptedError, StorageError, SuperCLError, storage_error
+from supercl_core.errors import (
+    CacheError,
+    PreemptedError,
+    StorageError,
+    SuperCLError,
+    UsageError,
+    storage_error,
+)
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, discover
@@ -120,7 +127,7 @@ def repair(
         if not before.damages:
             return before, None
         root = read_attributes(cache_path, "/")
-        input_path = input_path or Path(root["provenance"]["input"])
+        input_path = input_path or _stored_input(cache_path, root["provenance"])
         plan = make_plan(
             discover(input_path),
             cache_path,
@@ -138,6 +145,20 @@ def repair(
             next_step=f"See that {input_path} holds these cases, or name their folder: supercl repair CACHE INPUT.",
         )
     return before, result
+
+
+def _stored_input(cache_path: Path, record: Mapping[str, Any]) -> Path:
+    """The folder that the cache was made from, as its provenance says."""
+    stored = record.get("input")
+    if isinstance(stored, str):
+        return Path(stored)
+    raise UsageError(
+        "The cache does not say which volumes it was made from.",
+        where=cache_path,
+        expected="`input` in the provenance",
+        found="none",
+        next_step="Name their folder: supercl repair CACHE INPUT.",
+    )
 
 
 def _verified(cache_path: Path, num_workers: int) -> Verification:

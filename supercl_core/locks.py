@@ -136,11 +136,14 @@ def _acquire(path: Path, owner: Owner) -> None:
 def _remove(path: Path, token: str) -> None:
     """Take a lock away, unless it is no longer that of `token`: only one process can rename it."""
     lock, away = lock_path(path), _aside(path, secrets.token_hex(8))
-    away.parent.mkdir(exist_ok=True)
-    try:
-        lock.rename(away)
-    except FileNotFoundError:
-        return
+    while True:
+        away.parent.mkdir(exist_ok=True)
+        try:
+            lock.rename(away)
+            break
+        except FileNotFoundError:  # that of the lock, or of the folder beside it, which other processes come and remove
+            if not lock.exists():
+                return
     owner = _owner(away)
     if owner is not None and owner.token != token:
         # It was taken over in between; where a third has taken its place by now, its holder will notice.

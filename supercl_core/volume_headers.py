@@ -39,6 +39,8 @@ _MOST_OFFSET_BYTES: Final = 1 << 28
 """Of a NIfTI file's extensions, which SimpleITK reads into memory."""
 _MOST_LINE: Final = 1000
 """Characters; MetaImage's reader has buffers of a fixed size."""
+_FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
+"""What MetaImage writes for yes and no, in small letters."""
 _LARGEST_SHEAR: Final = 1e-3
 """Cosine between two axes: a twentieth of a degree, well above the rounding of single precision."""
 _NIFTI_TYPES: Final = {2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1792, 2304}
@@ -255,9 +257,12 @@ def _inspect_meta(path: Path) -> VolumeFile:
     num_axes, axes = fields.get("ndims"), fields.get("dimsize", "")
     if num_axes not in ("2", "3", "4") or len(axes.split()) != int(num_axes):
         raise damaged(path, f"NDims {num_axes!r} and DimSize {axes!r}", expected="2 to 4 axes")
-    packed = (
-        fields.get("compresseddata", "False")[:1] in "Tt1" or fields.get("binarydata", "True")[:1] in "Ff0"
-    )
+    is_packed, is_binary = fields.get("compresseddata", "False"), fields.get("binarydata", "True")
+    if not {is_packed.lower(), is_binary.lower()} <= _FLAGS.keys():
+        raise damaged(
+            path, f"CompressedData {is_packed!r:.80}, BinaryData {is_binary!r:.80}", expected="True or False"
+        )
+    packed = _FLAGS[is_packed.lower()] or not _FLAGS[is_binary.lower()]
     name = fields["elementdatafile"]
     file = _text_headed(
         path, "MetaImageIO", size, axes, None if name.upper() == "LOCAL" else name, packed=packed
@@ -267,7 +272,7 @@ def _inspect_meta(path: Path) -> VolumeFile:
         raise damaged(
             path, f"{packed_bytes!r} bytes of compressed values", expected="fewer than the file has"
         )
-    if fields.get("compresseddata", "False")[:1] not in "Tt1":
+    if not _FLAGS[is_packed.lower()]:
         return file
     return dataclasses.replace(file, packed_at=end.end() + 1 if file.data_path == path else 0)
 

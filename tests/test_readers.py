@@ -79,13 +79,13 @@ def test_ome_zarr_opens_a_case_with_its_label_layers(case_id: str, source: Sourc
 
     [pixels] = layers[case_id].data
     assert pixels.dtype == source.stored.dtype
-    np.testing.assert_array_equal(pixels.compute(), source.stored)
+    np.testing.assert_array_equal(pixels.compute(scheduler="synchronous"), source.stored)
     [superpixels] = layers["superpixels"].data
     assert (superpixels.shape, superpixels.dtype.kind) == (source.stored.shape[1:], "u")
     if source.label is not None:
         [classes] = layers["ground_truth"].data
         assert classes.dtype == np.uint8
-        np.testing.assert_array_equal(classes.compute(), source.label)
+        np.testing.assert_array_equal(classes.compute(scheduler="synchronous"), source.label)
 
     for name, node in layers.items():
         axes, scale = ("czyx", (1.0, *source.spacing_mm)) if name == case_id else ("zyx", source.spacing_mm)
@@ -98,7 +98,7 @@ def test_ome_zarr_opens_a_case_with_its_label_layers(case_id: str, source: Sourc
 def test_ome_zarr_is_told_how_to_show_a_case(cache_path: Path) -> None:
     layers = layers_of(cache_path / "cases" / "case_c")
     image = layers["case_c"]
-    stored = image.data[0].compute()
+    stored = image.data[0].compute(scheduler="synchronous")
     assert image.metadata["channel_names"] == ["MRI"]
     assert image.metadata["visible"] == [True]
     [window] = image.metadata["contrast_limits"]

@@ -56,7 +56,7 @@ def walk(
     run = json.loads((out / "run" / "run.json").read_text())
     opened = open_cache(cache)
     for case_id in run["cases"]["test"]:
-        source = sitk.ReadImage(opened.case(case_id).row.source)
+        source = sitk.ReadImage(str(data_path / opened.case(case_id).row.source))
         prediction = sitk.ReadImage(str(out / "run" / "predictions" / f"{case_id}.nii.gz"))
         assert prediction.GetSize() == source.GetSize()
         assert prediction.GetSpacing() == pytest.approx(source.GetSpacing())

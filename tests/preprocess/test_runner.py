@@ -25,6 +25,7 @@ from distributed import Client, Future
 
 from preprocess import cluster, plan, run, runner, worker
 from preprocess.pipeline import PreprocessConfig
+from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.files import wip_path
@@ -344,6 +345,15 @@ def test_repair_keeps_a_damaged_case_whose_source_is_gone(
     assert "could not be mended" in outcome.err
     assert "case_b" in outcome.err
     assert file.exists()
+
+
+def test_repair_asks_for_the_volumes_where_the_cache_does_not_name_them(
+    cache_copy: Path, supercl: Callable[..., Any]
+) -> None:
+    (cache_copy / "cases/case_b/asp/c/0/0/0").unlink()
+    cache_writer.set_root_attributes(cache_copy, {"provenance": {}})
+    outcome = supercl("repair", cache_copy, "--workers", 1)
+    assert (outcome.code, "supercl repair CACHE INPUT" in outcome.err) == (2, True)
 
 
 def test_repair_finds_the_volumes_where_they_are_now(

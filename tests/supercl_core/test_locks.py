@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -150,30 +149,37 @@ def test_a_holder_gives_signs_of_life(path: Path, monkeypatch: pytest.MonkeyPatc
             time.sleep(0.01)
 
 
-def contend(path: Path, num_rounds: int, counted: Path) -> None:
-    """Take the lock `num_rounds` times; what is counted under it counts right only where nobody else holds it."""
-    for _ in range(num_rounds):
-        while True:
-            try:
-                with hold(path):
-                    number = int(counted.read_text())
-                    time.sleep(0.0005)
-                    counted.write_text(str(number + 1))
-                break
-            except CacheError:
+CONTENDER = """
+import sys, time
+from pathlib import Path
+from supercl_core.errors import CacheError
+from supercl_core.locks import hold
+path, counted = Path(sys.argv[1]), Path(sys.argv[3])
+for _ in range(int(sys.argv[2])):
+    while True:
+        try:
+            with hold(path):
+                number = int(counted.read_text())
                 time.sleep(0.0005)
+                counted.write_text(str(number + 1))
+            break
+        except CacheError:
+            time.sleep(0.0005)
+"""
+"""Takes a lock several times; what is counted under it counts right only where nobody else holds it."""
+
+
+def contend(path: Path, num_rounds: int, counted: Path) -> None:
+    """Have four processes take the lock, each `num_rounds` times."""
+    command = [sys.executable, "-c", CONTENDER, path, str(num_rounds), counted]
+    contenders = [subprocess.Popen(command) for _ in range(4)]
+    assert [contender.wait(60) for contender in contenders] == [0] * 4
 
 
 def test_of_many_processes_only_one_holds_it(path: Path) -> None:
     counted = path.parent / "counted"
     counted.write_text("0")
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    contenders = [context.Process(target=contend, args=(path, 25, counted)) for _ in range(4)]
-    for contender in contenders:
-        contender.start()
-    for contender in contenders:
-        contender.join(60)
-    assert [contender.exitcode for contender in contenders] == [0] * 4
+    contend(path, 25, counted)
     assert counted.read_text() == "100"
     assert list(path.parent.iterdir()) == [counted]
 
@@ -182,17 +188,11 @@ def test_of_many_heirs_of_a_dead_holder_only_one_takes_over(path: Path) -> None:
     """Each judges the same dead lock; whoever comes second must not take away what the first has made of it."""
     counted = path.parent / "counted"
     counted.write_text("0")
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    for round_ in range(10):
+    for round_ in range(5):
         holder = start_holder(path)
         holder.kill()
         holder.communicate()
-        contenders = [context.Process(target=contend, args=(path, 1, counted)) for _ in range(4)]
-        for contender in contenders:
-            contender.start()
-        for contender in contenders:
-            contender.join(60)
-        assert [contender.exitcode for contender in contenders] == [0] * 4
+        contend(path, 1, counted)
         assert counted.read_text() == str(4 * (round_ + 1))
 
 
