@@ -141,7 +141,7 @@ def _remove(path: Path, token: str) -> None:
         try:
             lock.rename(away)
             break
-        except FileNotFoundError:  # that of the lock, or of the folder beside it, which other processes come and remove
+        except FileNotFoundError:  # the lock, or the folder for `away`, which others remove when they go
             if not lock.exists():
                 return
     owner = _owner(away)
