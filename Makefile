@@ -56,7 +56,7 @@ schema: $(READY)  ## write cache_schema.md from schema.py, schema_page.py and re
 	$(BIN)/python -m supercl_core.schema_page > cache_schema.md
 
 stress: $(READY)  ## [ROUNDS=200] [SEED=] kills, flipped bytes and corrupt inputs, against an uninterrupted run (an hour)
-	ROUNDS=$(or $(ROUNDS),200) SEED=$(SEED) $(BIN)/python tests/stress.py
+	ROUNDS=$(or $(ROUNDS),200) SEED=$(or $(SEED),0) $(BIN)/python tests/stress.py
 
 fuzz: $(READY)  ## [LIMIT_S=600] [PARSERS=] coverage-guided fuzzing of every parser, so many seconds each
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
@@ -83,5 +83,7 @@ evaluate: $(READY)  ## RUN= CACHE=
 bench: $(READY)  ## DATA="DIR DIR" [CACHE=] [QUICK=1] all benchmarks; those of preprocessing go to docs/benchmarks.md
 	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")
 	$(BIN)/python -m benchmarks.all $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
+	for folder in $(DATA); do $(BIN)/python -m benchmarks.verify --data $$folder $(if $(QUICK),--quick); done
+	$(BIN)/python -m benchmarks.forms $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.reading $(CACHE)
