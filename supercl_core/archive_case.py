@@ -29,7 +29,7 @@ from supercl_core.archive_files import (
 from supercl_core.cache_writer import committed_case
 from supercl_core.cases import CaseRow, content_digest, shards_digest
 from supercl_core.errors import CacheError
-from supercl_core.schema import CASE_ARRAYS, CHECKSUM_BYTES, ArraySpec
+from supercl_core.schema import CHECKSUM_BYTES
 from supercl_core.zarr_files import attributes_of, chunk_path, damaged, layout_of, metadata_digest
 
 LEVEL: Final = 3
@@ -45,7 +45,7 @@ LARGEST_SLICE_BYTES: Final = (1 << 31) - (1 << 24)
 def convert_case(files: Files, row: CaseRow, folder: Path, *, packing: bool) -> None:
     """Write one case of `files` in the other form to `folder`. Raises CacheError for anything wrong with it."""
     case = f"cases/{row.id}"
-    arrays = {_array_path(spec): spec for spec in _arrays(row)}
+    arrays = {spec.case_path: spec for spec in row.arrays()}
     mapped = {name: files.node(f"{case}/{name}".rstrip("/")) for name in _nodes(row)}
     if not packing:
         mapped |= {name: _unpacked(mapped[name], files.path / case / name) for name in arrays}
@@ -78,8 +78,8 @@ def is_packed(archive_path: Path, files: Files, row: CaseRow) -> bool:
     try:
         if packed.node(case) != files.node(case):
             return False
-        for spec in _arrays(row):
-            file = chunk_path(Path(_array_path(spec)), len(spec.axes))
+        for spec in row.arrays():
+            file = chunk_path(Path(spec.case_path), len(spec.axes))
             with packed.open(f"{case}/{file.as_posix()}") as part:
                 for _ in read_chunks(part, row.shape[1], longest=part.size):
                     pass
@@ -144,8 +144,8 @@ def _check_case(nodes: Mapping[str, Any], row: CaseRow, folder: Path) -> dict[st
     if attributes["row"] != json.loads(json.dumps(row.as_dict())):
         raise damaged(folder / "zarr.json", "the row that `table` has", "another row")
     check_seal(folder, nodes)
-    for spec in _arrays(row):
-        path = _array_path(spec)
+    for spec in row.arrays():
+        path = spec.case_path
         shape, dtype = row.slice_layout(spec.name)
         expected = (*shape[:-2], row.shape[1], *shape[-2:]), dtype
         if (found := layout_of(nodes[path], folder / path, spec)) != expected:
@@ -173,19 +173,9 @@ def _with_codecs(node: Mapping[str, Any], codecs: Sequence[Any]) -> dict[str, An
     return {**node, "codecs": [{**sharding, "configuration": configuration}, *node["codecs"][1:]]}
 
 
-def _arrays(row: CaseRow) -> list[ArraySpec]:
-    """The arrays that the case has."""
-    return [spec for spec in CASE_ARRAYS if not spec.optional or row.has_ground_truth]
-
-
-def _array_path(spec: ArraySpec) -> str:
-    """Path of an array below the folder of its case."""
-    return spec.path.removeprefix("cases/{case}/")
-
-
 def _nodes(row: CaseRow) -> list[str]:
     """Paths of the nodes of a case, below its folder: groups before what they hold."""
-    paths = [Path(_array_path(spec)) for spec in _arrays(row)]
+    paths = [Path(spec.case_path) for spec in row.arrays()]
     return sorted(
         {"" if part == Path() else part.as_posix() for path in paths for part in (path, *path.parents)}
     )

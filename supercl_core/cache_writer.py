@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection
@@ -28,7 +29,7 @@ from supercl_core.cases import CaseRow, content_digest, rows_to_arrays, shards_d
 from supercl_core.errors import CacheError
 from supercl_core.files import replace_folder, wip_path
 from supercl_core.locks import check_lock
-from supercl_core.schema import CASE_ARRAYS, CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
+from supercl_core.schema import CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
 from supercl_core.zarr_files import (
     chunk_path,
     metadata_digest,
@@ -129,12 +130,10 @@ def committed_case(path: Path, case_id: str) -> dict[str, Any] | None:
 def shard_sizes(row: CaseRow) -> dict[str, int]:
     """Size in bytes of every shard of a case, by its path below the folder of the case."""
     sizes = {}
-    for spec in CASE_ARRAYS:
-        if spec.name != "ground_truth" or row.has_ground_truth:
-            shape, dtype = row.slice_layout(spec.name)
-            folder = Path(spec.path.removeprefix("cases/{case}/"))
-            file = chunk_path(folder, len(spec.axes)).as_posix()
-            sizes[file] = shard_bytes(row.shape[1], int(np.prod(shape)) * dtype.itemsize)
+    for spec in row.arrays():
+        shape, dtype = row.slice_layout(spec.name)
+        file = chunk_path(Path(spec.case_path), len(spec.axes)).as_posix()
+        sizes[file] = shard_bytes(row.shape[1], math.prod(shape) * dtype.itemsize)
     return sizes
 
 
@@ -216,7 +215,7 @@ def _declare_mapped(group: zarr.Group, name: str, array: np.ndarray) -> zarr.Arr
     chunk = tuple(1 if axis == "z" else size for axis, size in zip(spec.axes, array.shape, strict=True))
     plane = ["grid_y", "grid_x"] if name == "asp" else ["y", "x"]
     return group.create_array(
-        spec.path.removeprefix("cases/{case}/"),
+        spec.case_path,
         shape=array.shape,
         dtype=array.dtype,
         chunks=chunk,

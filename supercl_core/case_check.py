@@ -22,7 +22,7 @@ import numpy as np
 from supercl_core.cases import CaseRow, case_key, content_digest, shards_digest
 from supercl_core.errors import CacheError
 from supercl_core.files import parse_json
-from supercl_core.schema import CASE_ARRAYS, CHECKSUM_BYTES, OME_VERSION, ArraySpec
+from supercl_core.schema import CHECKSUM_BYTES, OME_VERSION, ArraySpec
 from supercl_core.superpixel_check import count_components
 from supercl_core.zarr_files import (
     attributes_of,
@@ -200,23 +200,13 @@ def _check_metadata(
 
 def _groups(row: CaseRow) -> list[str]:
     """Paths of the groups of a case, below its folder."""
-    return ["", "labels", *(f"labels/{spec.name}" for spec in _arrays(row) if "/labels/" in spec.path)]
-
-
-def _arrays(row: CaseRow) -> list[ArraySpec]:
-    """The arrays that the case has."""
-    return [spec for spec in CASE_ARRAYS if not spec.optional or row.has_ground_truth]
-
-
-def _path(spec: ArraySpec) -> str:
-    """Path of an array below the folder of its case."""
-    return spec.path.removeprefix("cases/{case}/")
+    return ["", "labels", *(f"labels/{spec.name}" for spec in row.arrays() if "/labels/" in spec.path)]
 
 
 @functools.cache
 def _shard_path(spec: ArraySpec) -> str:
     """Path of the only shard of an array below the folder of its case."""
-    return chunk_path(Path(_path(spec)), len(spec.axes)).as_posix()
+    return chunk_path(Path(spec.case_path), len(spec.axes)).as_posix()
 
 
 def _ome_version(node: Mapping[str, Any]) -> object:
@@ -228,8 +218,8 @@ def _ome_version(node: Mapping[str, Any]) -> object:
 def _names(row: CaseRow) -> set[str]:
     """Every file that the case has, and no other one."""
     names = {f"{group}/zarr.json".lstrip("/") for group in _groups(row)}
-    for spec in _arrays(row):
-        names |= {f"{_path(spec)}/zarr.json", _shard_path(spec)}
+    for spec in row.arrays():
+        names |= {f"{spec.case_path}/zarr.json", _shard_path(spec)}
     return names
 
 
@@ -246,8 +236,8 @@ def _check_arrays(
 ) -> Iterator[Problem]:
     """What is wrong with the arrays of a case whose row is `row`; `own` are its attributes where they can be read."""
     checksums: dict[str, np.ndarray] = {}
-    for spec in _arrays(row):
-        path = _path(spec)
+    for spec in row.arrays():
+        path = spec.case_path
         slice_shape, dtype = row.slice_layout(spec.name)
         shape = (*slice_shape[:-2], row.shape[1], *slice_shape[-2:])
         if path in nodes:
@@ -274,7 +264,7 @@ def _check_arrays(
             yield shard, "and more: the rest of the file was not looked at"
         if not wrong:
             checksums[spec.name] = reader.checksums
-    if len(checksums) == len(_arrays(row)):
+    if len(checksums) == len(row.arrays()):
         if own is not None and shards_digest(checksums) != own["shards_digest"]:
             yield "zarr.json", "`shards_digest` is not that of the arrays"
         elif content_digest(row, checksums) != row.content_digest:

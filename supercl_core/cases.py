@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.schema import ASP_GRID, STATES, STATISTICS, array_spec
+from supercl_core.schema import ASP_GRID, CASE_ARRAYS, STATES, STATISTICS, ArraySpec, array_spec
 
 MAX_ID_BYTES: Final = 200
 """A case id is the name of a folder, and what is written beside it needs room for an ending."""
@@ -95,6 +95,10 @@ class CaseRow:
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"no row of a case: {error}") from error
+
+    def arrays(self) -> list[ArraySpec]:
+        """The mapped arrays that the case has."""
+        return [spec for spec in CASE_ARRAYS if not spec.optional or self.has_ground_truth]
 
     def slice_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and dtype (little-endian) of one slice of the mapped array `name`."""

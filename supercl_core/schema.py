@@ -56,6 +56,11 @@ class ArraySpec:
         """The last part of the path, by which reader and writer know the array."""
         return self.path.removesuffix("/0").rsplit("/", 1)[-1]
 
+    @property
+    def case_path(self) -> str:
+        """Path of an array of a case below the folder of the case."""
+        return self.path.removeprefix("cases/{case}/")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeSpec:
