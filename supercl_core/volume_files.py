@@ -168,7 +168,7 @@ def start_of(path: Path, num_bytes: int) -> tuple[bytes, int]:
 
 def file_beside(path: Path, name: str) -> Path:
     """The file in the same folder that a header names for its values. Raises SuperCLError for any other place."""
-    if not name or name.startswith("LIST") or any(character in name for character in "/\\%\0"):
+    if name in ("", ".", "..") or name.startswith("LIST") or any(character in name for character in "/\\%\0"):
         raise SuperCLError(
             "The header takes its values from elsewhere.",
             where=path,
