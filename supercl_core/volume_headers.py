@@ -236,7 +236,7 @@ def _has_orientation(path: Path, header: Any) -> bool:
 def _inspect_nrrd(path: Path) -> VolumeFile:
     start, size = start_of(path, _MOST_HEADER_BYTES)
     text = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0]
-    lines = text.decode("latin-1").splitlines()
+    lines = _lines(text)
     if not lines or not re.fullmatch(r"NRRD000[1-5]", lines[0]):
         raise foreign(path, start, "a NRRD header")
     fields = _fields(path, [line for line in lines[1:] if not re.match(r"#|[^:]+:=", line)], r"[\w ]+")
@@ -253,7 +253,7 @@ def _inspect_meta(path: Path) -> VolumeFile:
     end = re.search(rb"^ElementDataFile\s*[=:].*$", start, re.MULTILINE)
     if end is None or not re.match(rb"[\w \t]+[=:]", start):
         raise foreign(path, start, "a MetaImage header")
-    fields = _fields(path, start[: end.end()].decode("latin-1").splitlines(), r"\w+")
+    fields = _fields(path, _lines(start[: end.end()]), r"\w+")
     num_axes, axes = fields.get("ndims"), fields.get("dimsize", "")
     if num_axes not in ("2", "3", "4") or len(axes.split()) != int(num_axes):
         raise damaged(path, f"NDims {num_axes!r} and DimSize {axes!r}", expected="2 to 4 axes")
@@ -275,6 +275,11 @@ def _inspect_meta(path: Path) -> VolumeFile:
     if not _FLAGS[is_packed.lower()]:
         return file
     return dataclasses.replace(file, packed_at=end.end() + 1 if file.data_path == path else 0)
+
+
+def _lines(text: bytes) -> list[str]:
+    """The lines of a header as the libraries see them: Python's `splitlines` knows other ends of a line too."""
+    return [line.removesuffix("\r") for line in text.decode("latin-1").split("\n")]
 
 
 def _fields(path: Path, lines: list[str], name_pattern: str) -> dict[str, str]:
