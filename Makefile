@@ -55,7 +55,7 @@ lint: $(READY)  ## style, types, and whether cache_schema.md is current
 schema: $(READY)  ## write cache_schema.md from schema.py, schema_page.py and recipes.py
 	$(BIN)/python -m supercl_core.schema_page > cache_schema.md
 
-stress: $(READY)  ## [ROUNDS=200] [SEED=] kills, flipped bytes and corrupt inputs, against an uninterrupted run (an hour)
+stress: $(READY)  ## [ROUNDS=200] [SEED=] kills, flipped bytes and corrupt inputs, against an uninterrupted run (half an hour)
 	ROUNDS=$(or $(ROUNDS),200) SEED=$(or $(SEED),0) $(BIN)/python tests/stress.py
 
 fuzz: $(READY)  ## [LIMIT_S=600] [PARSERS=] coverage-guided fuzzing of every parser, so many seconds each

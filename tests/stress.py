@@ -1,6 +1,6 @@
 """Kills, flipped bytes and corrupt inputs, many times over: is what a cache holds right, whatever happens?
 
-    ROUNDS=200 SEED=0 python tests/stress.py        (make stress; about an hour on two cores, ROUNDS=20 a few minutes)
+    ROUNDS=200 SEED=0 python tests/stress.py        (make stress; half an hour on two cores, ROUNDS=20 five minutes)
 
 Every round makes one cache with real processes, on this machine or through a Dask scheduler in a process of its own.
 SIGKILL hits one of them, or all, up to three times (`stress_rounds`); then the run is resumed once, and every byte
