@@ -237,6 +237,8 @@ def _inspect_nrrd(path: Path) -> VolumeFile:
     start, size = start_of(path, _MOST_HEADER_BYTES)
     text = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0]
     lines = _lines(text)
+    if (longest := max(map(len, lines))) > _MOST_LINE:
+        raise damaged(path, f"a line of {longest:,} characters", expected=f"at most {_MOST_LINE:,}")
     if not lines or not re.fullmatch(r"NRRD000[1-5]", lines[0]):
         raise foreign(path, start, "a NRRD header")
     fields = _fields(path, [line for line in lines[1:] if not re.match(r"#|[^:]+:=", line)], r"[\w ]+")
@@ -279,7 +281,7 @@ def _inspect_meta(path: Path) -> VolumeFile:
 
 def _lines(text: bytes) -> list[str]:
     """The lines of a header as the libraries see them: Python's `splitlines` knows other ends of a line too."""
-    return [line.removesuffix("\r") for line in text.decode("latin-1").split("\n")]
+    return [line.removesuffix("\r") for line in text.decode("latin-1").removesuffix("\n").split("\n")]
 
 
 def _fields(path: Path, lines: list[str], name_pattern: str) -> dict[str, str]:

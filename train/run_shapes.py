@@ -28,13 +28,13 @@ def check(value: Any, shape: Any, name: str = "") -> None:
             if key in value:
                 check(value[key], shape.get(key, shape.get(None)), f"{name}.{key}")
             elif key is not None:
-                raise ValueError(f"no {key!r}{_at(name)}")
+                raise ValueError(f"no {repr(key)[:100]}{_at(name)}")
     elif not shape(value):
         raise ValueError(f"{repr(value)[:100]}{_at(name)}")
 
 
 def _at(name: str) -> str:
-    return f" at {name.removeprefix('.')}" if name else ""
+    return f" at {name.removeprefix('.')[:200]}" if name else ""
 
 
 def _text(value: Any) -> bool:

@@ -482,9 +482,16 @@ def test_a_stopped_run_says_what_is_finished_and_leaves_no_process(
     assert process.returncode == code
     assert message in said
     assert "Traceback" not in said
+    deadline = time.monotonic() + 10
+    while not all(state.startswith("Z") for state in states_of_session(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def states_of_session(pid: int) -> list[str]:
+    """What the processes that belong to a session are at."""
     states = subprocess.run(["ps", "-eo", "sess=,stat="], capture_output=True, text=True, check=True).stdout
-    left = [line.split()[1] for line in states.splitlines() if line.split()[0] == str(process.pid)]
-    assert all(state.startswith("Z") for state in left)
+    return [line.split()[1] for line in states.splitlines() if line.split()[0] == str(pid)]
 
 
 @pytest.fixture
