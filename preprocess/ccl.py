@@ -49,9 +49,8 @@ def weak_labels(cache: Cache) -> Hierarchy:
     """
     with hold(cache.path):
         hierarchy = first_neighbour_hierarchy(intensity_descriptors(open_cache(cache.path)))
-        set_root_attributes(
-            cache.path, {"complete": False}
-        )  # while one set of labels is exchanged for another
+        # While one set of labels is exchanged for another.
+        set_root_attributes(cache.path, {"complete": False})
         _store(cache.path, hierarchy)
         set_root_attributes(cache.path, {"complete": True})
     return hierarchy

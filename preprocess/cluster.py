@@ -274,9 +274,8 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     _check_open_files(num_workers)
-    with dask.config.set(
-        {"distributed.worker.profile.enabled": False}
-    ):  # samples all threads 100 times a second
+    # Dask's profile samples all threads 100 times a second.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
         try:
             opened = LocalCluster(
                 n_workers=num_workers,

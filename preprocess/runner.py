@@ -229,6 +229,7 @@ def _compute(plan: Plan, cache_path: Path, token: str, cluster: Cluster) -> Iter
     running: dict[str, CaseSource] = {}
     ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     num_submitted = num_failed = 0
+    config = from_dict(PreprocessConfig, plan.attributes["config"])
 
     def submit(case: CaseSource) -> None:
         nonlocal num_submitted
@@ -236,7 +237,7 @@ def _compute(plan: Plan, cache_path: Path, token: str, cluster: Cluster) -> Iter
             compute_case,
             case,
             cache_path,
-            config=from_dict(PreprocessConfig, plan.attributes["config"]),
+            config=config,
             num_channels=plan.num_channels,
             num_classes=plan.num_classes,
             config_digest=plan.attributes["config_digest"],
@@ -313,12 +314,7 @@ def _stoppable(cache_path: Path, rows: Mapping[str, CaseRow], num_cases: int) ->
         yield
     except (OSError, StorageError) as error:
         refused = error if isinstance(error, StorageError) else storage_error(error, where=cache_path)
-        raise StorageError(
-            refused.what,
-            where=refused.where,
-            found=f"{refused.found}; {finished()} and safe in the cache",
-            next_step=refused.next_step,
-        ) from None
+        raise refused.with_saved(f"{finished()} and safe in the cache") from None
     except _Terminated:
         raise PreemptedError(
             "Preprocessing was told to stop.",

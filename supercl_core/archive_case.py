@@ -20,8 +20,6 @@ from numcodecs import zstd  # type: ignore[import-untyped]
 from supercl_core.archive_files import (
     Files,
     Part,
-    checksum,
-    fits_checksum,
     read_chunks,
     write_node,
     write_shard,
@@ -30,7 +28,15 @@ from supercl_core.cache_writer import committed_case
 from supercl_core.cases import CaseRow, content_digest, shards_digest
 from supercl_core.errors import CacheError
 from supercl_core.schema import CHECKSUM_BYTES
-from supercl_core.zarr_files import attributes_of, chunk_path, damaged, layout_of, metadata_digest
+from supercl_core.zarr_files import (
+    attributes_of,
+    checksum,
+    damaged,
+    fits_checksum,
+    layout_of,
+    metadata_digest,
+    shard_path,
+)
 
 LEVEL: Final = 3
 """Of zstd: beyond it, time grows much faster than what it saves. Part of the archive form, whose bytes depend on it."""
@@ -51,12 +57,12 @@ def convert_case(files: Files, row: CaseRow, folder: Path, *, packing: bool) -> 
         mapped |= {name: _unpacked(mapped[name], files.path / case / name) for name in arrays}
     attributes = _check_case(mapped, row, files.path / case)
     checksums = {}
-    for name, spec in arrays.items():
+    for spec in arrays.values():
         shape, dtype = row.slice_layout(spec.name)
         size = math.prod(shape) * dtype.itemsize + CHECKSUM_BYTES
-        file = chunk_path(Path(name), len(spec.axes))
+        file = shard_path(spec)
         values = np.zeros(row.shape[1], np.uint32)
-        with files.open(f"{case}/{file.as_posix()}") as part:
+        with files.open(f"{case}/{file}") as part:
             if size > LARGEST_SLICE_BYTES:
                 raise damaged(part.where, f"slices of at most {LARGEST_SLICE_BYTES:,} bytes", f"{size:,}")
             chunks = _compressed(part, size, values) if packing else _restored(part, size, values)
@@ -79,8 +85,7 @@ def is_packed(archive_path: Path, files: Files, row: CaseRow) -> bool:
         if packed.node(case) != files.node(case):
             return False
         for spec in row.arrays():
-            file = chunk_path(Path(spec.case_path), len(spec.axes))
-            with packed.open(f"{case}/{file.as_posix()}") as part:
+            with packed.open(f"{case}/{shard_path(spec)}") as part:
                 for _ in read_chunks(part, row.shape[1], longest=part.size):
                     pass
     except CacheError:
@@ -146,8 +151,7 @@ def _check_case(nodes: Mapping[str, Any], row: CaseRow, folder: Path) -> dict[st
     check_seal(folder, nodes)
     for spec in row.arrays():
         path = spec.case_path
-        shape, dtype = row.slice_layout(spec.name)
-        expected = (*shape[:-2], row.shape[1], *shape[-2:]), dtype
+        expected = row.layout(spec.name)
         if (found := layout_of(nodes[path], folder / path, spec)) != expected:
             raise damaged(folder / path / "zarr.json", expected, found)
     return attributes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import stat
 import zipfile
@@ -19,13 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
 
 from supercl_core.errors import CacheError
 from supercl_core.files import parse_json
 from supercl_core.schema import CHECKSUM_BYTES
-from supercl_core.zarr_files import INDEX_ENTRY_BYTES, METADATA_LIMIT_BYTES, damaged
+from supercl_core.zarr_files import (
+    INDEX_ENTRY_BYTES,
+    METADATA_LIMIT_BYTES,
+    checked_node,
+    checksum,
+    damaged,
+    fits_checksum,
+    node_text,
+)
 
 DIRECTORY_LIMIT_BYTES: Final = 512 << 20
 """Largest directory of a zip file that is read: that of 180,000 cases."""
@@ -100,9 +106,7 @@ class Files:
             node = parse_json(self.read(file, limit_bytes=METADATA_LIMIT_BYTES).decode())
         except ValueError as error:
             raise damaged(self.path / file, "metadata of Zarr v3", error) from None
-        if not isinstance(node, dict) or node.get("zarr_format") != 3:
-            raise damaged(self.path / file, "metadata of Zarr v3", "another JSON value")
-        return node
+        return checked_node(node, self.path / file)
 
 
 class _ZipFiles(Files):
@@ -211,20 +215,6 @@ def write_shard(file: Path, chunks: Iterable[bytes]) -> None:
         shard.write(index + checksum(index))
 
 
-def checksum(content: bytes) -> bytes:
-    """The crc32c of some bytes, as the codec writes it behind them."""
-    return google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little")
-
-
-def fits_checksum(content: bytes | np.ndarray) -> bool:
-    """Whether some bytes end with their checksum."""
-    values = np.frombuffer(
-        content, np.uint8
-    )  # the checksum's library takes no views of bytes, but those of NumPy
-    expected = google_crc32c.value(values[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little")
-    return values[-CHECKSUM_BYTES:].tobytes() == expected
-
-
 def _checked(part: Part, content: bytes, what: str) -> bytes:
     if not fits_checksum(content):
         raise damaged(part.where, f"{what} that fits its checksum", "another content")
@@ -235,11 +225,6 @@ def write_node(folder: Path, node: Mapping[str, Any]) -> None:
     """Write the metadata of a node."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "zarr.json").write_bytes(node_text(node))
-
-
-def node_text(node: Mapping[str, Any]) -> bytes:
-    """The metadata of a node as the cache's writer, and Zarr, write it."""
-    return json.dumps(node, indent=2).encode()
 
 
 def no_archive(path: Path, problem: object) -> CacheError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from supercl_core.archive_case import check_seal
-from supercl_core.archive_files import Files, fits_checksum, no_archive, node_text
+from supercl_core.archive_files import Files, no_archive
 from supercl_core.cache_reader import Cache
 from supercl_core.cases import CaseRow, case_id_problem
 from supercl_core.errors import CacheError
@@ -24,7 +24,7 @@ from supercl_core.schema import (
     TABLE_ARRAYS,
     ArraySpec,
 )
-from supercl_core.zarr_files import attributes_of, chunk_path, damaged, layout_of
+from supercl_core.zarr_files import attributes_of, chunk_path, damaged, fits_checksum, layout_of, node_text
 
 TABLES: Final = ("table", "slices", "weak_labels")
 """The groups beside `cases`."""

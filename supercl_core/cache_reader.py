@@ -30,12 +30,12 @@ from supercl_core.schema import (
 from supercl_core.volumes import Geometry
 from supercl_core.zarr_files import (
     array_metadata,
-    chunk_path,
     damaged,
     read_array,
     read_attributes,
     read_node,
     shard_bytes,
+    shard_path,
 )
 
 MAX_OPEN_MAPS: Final = 30_000
@@ -205,10 +205,9 @@ class Cache:
 
     def _open_map(self, case_id: str, name: str) -> np.ndarray:
         row = self.rows[self._row_index[case_id]]
-        spec = array_spec(name)
-        folder = self.path / spec.path.format(case=case_id)
         shape, dtype = row.slice_layout(name)
-        return map_shard(chunk_path(folder, len(spec.axes)), row.shape[1], shape, dtype)
+        file = self.path / "cases" / case_id / shard_path(array_spec(name))
+        return map_shard(file, row.shape[1], shape, dtype)
 
     def _checked_rows(self) -> list[CaseRow]:
         folder = self.path / "table"
@@ -264,12 +263,17 @@ def open_cache(path: Path | str, *, unfinished: bool = False) -> Cache:
 
 def read_root(path: Path) -> dict[str, Any]:
     """The attributes of the root of a cache. Raises CacheError where it is none, of another version, or damaged."""
-    if not (path / "zarr.json").is_file():
+    try:
+        is_there = (path / "zarr.json").is_file()
+        found = "another folder" if path.is_dir() else "a file" if path.exists() else "nothing"
+    except OSError as error:  # a name that is too long, a folder that must not be entered
+        is_there, found = False, str(error.strerror)
+    if not is_there:
         raise CacheError(
             "There is no cache here.",
             where=path,
             expected="a folder written by `supercl preprocess`",
-            found="another folder" if path.is_dir() else "a file" if path.exists() else "nothing",
+            found=found,
             next_step="Check the path, or write one with `supercl preprocess INPUT CACHE`.",
         )
     check_version(path)

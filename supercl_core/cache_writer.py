@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer
@@ -31,12 +29,14 @@ from supercl_core.files import replace_folder, wip_path
 from supercl_core.locks import check_lock
 from supercl_core.schema import CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
 from supercl_core.zarr_files import (
+    attributes_of,
+    checksum,
     chunk_path,
     metadata_digest,
-    read_attributes,
+    node_text,
     read_node,
-    shard_bytes,
-    stored_metadata_digest,
+    read_nodes,
+    shard_sizes,
 )
 
 WRITE_THROUGH_BYTES: Final = 1 << 20
@@ -101,7 +101,7 @@ def write_case(
     nodes[""]["attributes"]["supercl"] = ours
     ours["metadata_digest"] = metadata_digest(json.loads(json.dumps(nodes)))
     for name, node in nodes.items():
-        (wip / name / "zarr.json").write_text(json.dumps(node, indent=2))
+        (wip / name / "zarr.json").write_bytes(node_text(node))
     if token:
         check_lock(path, token)
     replace_folder(wip, path / "cases" / row.id)
@@ -115,9 +115,10 @@ def committed_case(path: Path, case_id: str) -> dict[str, Any] | None:
     """
     folder = path / "cases" / case_id
     try:
-        attributes = read_attributes(folder, "cases/{case}")
+        nodes = read_nodes(folder)
+        attributes = attributes_of(nodes.get("", {}), folder, "cases/{case}")
         row = CaseRow.from_dict(attributes["row"])
-        if row.id != case_id or stored_metadata_digest(folder) != attributes["metadata_digest"]:
+        if row.id != case_id or metadata_digest(nodes) != attributes["metadata_digest"]:
             return None
         for file, size in shard_sizes(row).items():
             if (folder / file).stat().st_size != size:
@@ -127,22 +128,12 @@ def committed_case(path: Path, case_id: str) -> dict[str, Any] | None:
     return attributes
 
 
-def shard_sizes(row: CaseRow) -> dict[str, int]:
-    """Size in bytes of every shard of a case, by its path below the folder of the case."""
-    sizes = {}
-    for spec in row.arrays():
-        shape, dtype = row.slice_layout(spec.name)
-        file = chunk_path(Path(spec.case_path), len(spec.axes)).as_posix()
-        sizes[file] = shard_bytes(row.shape[1], math.prod(shape) * dtype.itemsize)
-    return sizes
-
-
 def restamp_case(path: Path, case_id: str, provenance: dict[str, Any]) -> None:
     """Replace the attribute `provenance` of a committed case."""
     folder = path / "cases" / case_id
     node = read_node(folder)
     node["attributes"]["supercl"]["provenance"] = provenance
-    _replace_file(path, folder / "zarr.json", json.dumps(node, indent=2))
+    _replace_file(path, folder / "zarr.json", node_text(node))
 
 
 def remove_cases(path: Path, *, keep: Collection[str]) -> None:
@@ -193,15 +184,15 @@ def _write_node(path: Path, folder: Path, node: dict[str, Any]) -> None:
     """Write the metadata of a group of the cache at `path`, its attributes sealed."""
     if ours := node["attributes"].get("supercl"):
         ours["metadata_digest"] = metadata_digest({"": json.loads(json.dumps(node))})
-    _replace_file(path, folder / "zarr.json", json.dumps(node, indent=2))
+    _replace_file(path, folder / "zarr.json", node_text(node))
 
 
-def _replace_file(path: Path, file: Path, text: str) -> None:
+def _replace_file(path: Path, file: Path, content: bytes) -> None:
     """Replace a file of the cache at `path`; what is not whole yet lies beside the cache."""
     wip = wip_path(path) / ".file"
     wip.parent.mkdir(parents=True, exist_ok=True)
-    with wip.open("w", encoding="utf-8") as written:
-        written.write(text)
+    with wip.open("wb") as written:
+        written.write(content)
         written.flush()
         os.fsync(written.fileno())  # a rename may reach the disk before the content it names
     wip.replace(file)
@@ -258,7 +249,7 @@ def _write_shard(declared: zarr.Array, array: np.ndarray, folder: Path) -> np.nd
 
 def _write_checked(file: BinaryIO, content: np.ndarray) -> int:
     """Write an array and its checksum, which is returned."""
-    checksum = google_crc32c.value(content)
+    behind = checksum(content)
     file.write(content.data)
-    file.write(checksum.to_bytes(CHECKSUM_BYTES, "little"))
-    return checksum
+    file.write(behind)
+    return int.from_bytes(behind, "little")

@@ -22,15 +22,15 @@ import numpy as np
 from supercl_core.cases import CaseRow, case_key, content_digest, shards_digest
 from supercl_core.errors import CacheError
 from supercl_core.files import parse_json
-from supercl_core.schema import CHECKSUM_BYTES, OME_VERSION, ArraySpec
+from supercl_core.schema import CHECKSUM_BYTES, OME_VERSION
 from supercl_core.superpixel_check import count_components
 from supercl_core.zarr_files import (
     attributes_of,
-    chunk_path,
     layout_of,
     metadata_digest,
     read_node,
-    shard_bytes,
+    shard_path,
+    shard_sizes,
 )
 
 PIECE_BYTES: Final = 1 << 20
@@ -203,12 +203,6 @@ def _groups(row: CaseRow) -> list[str]:
     return ["", "labels", *(f"labels/{spec.name}" for spec in row.arrays() if "/labels/" in spec.path)]
 
 
-@functools.cache
-def _shard_path(spec: ArraySpec) -> str:
-    """Path of the only shard of an array below the folder of its case."""
-    return chunk_path(Path(spec.case_path), len(spec.axes)).as_posix()
-
-
 def _ome_version(node: Mapping[str, Any]) -> object:
     attributes = node.get("attributes")
     ome = attributes.get("ome") if isinstance(attributes, dict) else None
@@ -219,7 +213,7 @@ def _names(row: CaseRow) -> set[str]:
     """Every file that the case has, and no other one."""
     names = {f"{group}/zarr.json".lstrip("/") for group in _groups(row)}
     for spec in row.arrays():
-        names |= {f"{spec.case_path}/zarr.json", _shard_path(spec)}
+        names |= {f"{spec.case_path}/zarr.json", shard_path(spec)}
     return names
 
 
@@ -236,10 +230,10 @@ def _check_arrays(
 ) -> Iterator[Problem]:
     """What is wrong with the arrays of a case whose row is `row`; `own` are its attributes where they can be read."""
     checksums: dict[str, np.ndarray] = {}
+    sizes = shard_sizes(row)
     for spec in row.arrays():
         path = spec.case_path
-        slice_shape, dtype = row.slice_layout(spec.name)
-        shape = (*slice_shape[:-2], row.shape[1], *slice_shape[-2:])
+        shape, dtype = row.layout(spec.name)
         if path in nodes:
             try:
                 found_shape, found_dtype = layout_of(nodes[path], folder / path, spec)
@@ -249,13 +243,12 @@ def _check_arrays(
                 if (found_shape, found_dtype) != (shape, dtype):
                     found = f"{found_dtype.name} {found_shape}"
                     yield f"{path}/zarr.json", f"expected {dtype.name} {shape}, found {found}"
-        shard = _shard_path(spec)
+        shard = shard_path(spec)
         if shard not in files:
             continue
-        expected_bytes = shard_bytes(row.shape[1], math.prod(slice_shape) * dtype.itemsize)
-        if files[shard] != expected_bytes:
+        if files[shard] != sizes[shard]:
             found = f"{files[shard]:,}" if files[shard] >= 0 else "no file"
-            yield shard, f"expected {expected_bytes:,} bytes, found {found}"
+            yield shard, f"expected {sizes[shard]:,} bytes, found {found}"
             continue
         reader = _Shard(folder / shard, row, spec.name, num_classes)
         wrong = list(itertools.islice(reader.check(), MOST_PROBLEMS + 1))

@@ -115,6 +115,11 @@ class CaseRow:
                 shape, dtype = (ASP_GRID, ASP_GRID), np.dtype(np.float16)
         return shape, dtype.newbyteorder("<")
 
+    def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and dtype (little-endian) of the whole mapped array `name`."""
+        shape, dtype = self.slice_layout(name)
+        return (*shape[:-2], self.shape[1], *shape[-2:]), dtype
+
     def statistic(self, name: str) -> np.ndarray:
         """One statistic of every channel: float32 (c,), in the source's unit. `name` is one of STATISTICS."""
         index = STATISTICS.index(name)

@@ -101,6 +101,11 @@ class PreemptedError(SuperCLError):
 class StorageError(SuperCLError):
     """The system cannot write or read files any more, which no other case would change (exit code 1)."""
 
+    def with_saved(self, saved: str) -> StorageError:
+        """The same error, which also says what is safe."""
+        found = f"{self.found}; {saved}"
+        return StorageError(self.what, where=self.where, found=found, next_step=self.next_step)
+
 
 _REFUSALS: Final = {
     errno.ENOSPC: ("The disk is full.", "Free some space"),

@@ -110,7 +110,7 @@ def parse_json(text: str) -> Any:
     the character NUL.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from None
     check_plain(value)
@@ -152,7 +152,8 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block for ever
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for `json.loads`. Raises ValueError for a key that appears twice."""
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

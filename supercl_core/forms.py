@@ -27,14 +27,14 @@ from supercl_core.archive_root import (
     write_tables,
 )
 from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import create_cache, remove_cases, set_root_attributes, shard_sizes
+from supercl_core.cache_writer import create_cache, remove_cases, set_root_attributes
 from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, StorageError, UsageError, storage_error
 from supercl_core.files import replace_folder, wip_path
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
 from supercl_core.schema import ARCHIVE_FORM
-from supercl_core.zarr_files import attributes_of
+from supercl_core.zarr_files import attributes_of, shard_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,13 +184,8 @@ def _convert_cases(
                     num_done += 1
                 advance(note=f"{num_bytes / 1e6 / (time.monotonic() - start):.0f} MB/s")
         except OSError as error:
-            refused = storage_error(error, where=place)
-            raise StorageError(
-                refused.what,
-                where=refused.where,
-                found=f"{refused.found}; {num_done} of {len(rows)} cases are done, and kept",
-                next_step=refused.next_step,
-            ) from None
+            saved = f"{num_done} of {len(rows)} cases are done, and kept"
+            raise storage_error(error, where=place).with_saved(saved) from None
         finally:
             pool.shutdown(cancel_futures=True)
     return num_kept, damages

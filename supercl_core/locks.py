@@ -56,11 +56,10 @@ class Owner:
         if self.pid_namespace != here.pid_namespace:
             return False
         try:
-            os.kill(self.pid, 0)
+            with suppress(PermissionError):  # it is there, and another user's
+                os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:
-            pass  # it is there, and another user's
         return self.started != _started(self.pid)
 
 

@@ -35,7 +35,7 @@ from supercl_core.cases import CaseRow, case_id_problem
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.schema import ARRAYS, LABEL_ARRAYS, SLICE_ARRAYS, TABLE_ARRAYS, ArraySpec
 from supercl_core.superpixel_check import component_roots
-from supercl_core.zarr_files import chunk_path, read_array, read_attributes, read_node, stored_metadata_digest
+from supercl_core.zarr_files import chunk_path, metadata_digest, read_array, read_attributes, read_node
 
 ALONE_S: Final = 1.0
 """Others are started, which takes half a second, once this process has worked as long and has as much to do yet."""
@@ -195,7 +195,7 @@ def _prepare_memory() -> None:
 
 def _root_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with the root's own metadata, with the group of cases, and with what lies in both."""
-    if stored_metadata_digest(path) != attributes["metadata_digest"]:
+    if metadata_digest({"": read_node(path)}) != attributes["metadata_digest"]:
         yield "zarr.json", "the metadata is not what `metadata_digest` was made of"
     yield from _group_problems(path, "cases")
     known = {"zarr.json", *(spec.path.split("/")[0] for spec in ARRAYS)}

@@ -38,7 +38,7 @@ _MOST_HEADER_BYTES: Final = 1 << 20
 _MOST_OFFSET_BYTES: Final = 1 << 28
 """Of a NIfTI file's extensions, which SimpleITK reads into memory."""
 _MOST_LINE: Final = 1000
-"""Characters; MetaImage's reader has buffers of a fixed size."""
+"""Characters; the libraries that read these headers have buffers of a fixed size."""
 _FLAGS: Final = {"true": True, "false": False, "1": True, "0": False}
 """What MetaImage writes for yes and no, in small letters."""
 _LARGEST_SHEAR: Final = 1e-3
@@ -236,10 +236,8 @@ def _has_orientation(path: Path, header: Any) -> bool:
 def _inspect_nrrd(path: Path) -> VolumeFile:
     start, size = start_of(path, _MOST_HEADER_BYTES)
     text = re.split(rb"\r?\n\r?\n", start, maxsplit=1)[0]
-    lines = _lines(text)
-    if (longest := max(map(len, lines))) > _MOST_LINE:
-        raise damaged(path, f"a line of {longest:,} characters", expected=f"at most {_MOST_LINE:,}")
-    if not lines or not re.fullmatch(r"NRRD000[1-5]", lines[0]):
+    lines = _lines(path, text)
+    if not re.fullmatch(r"NRRD000[1-5]", lines[0]):
         raise foreign(path, start, "a NRRD header")
     fields = _fields(path, [line for line in lines[1:] if not re.match(r"#|[^:]+:=", line)], r"[\w ]+")
     encoding = fields.get("encoding", "")
@@ -255,7 +253,7 @@ def _inspect_meta(path: Path) -> VolumeFile:
     end = re.search(rb"^ElementDataFile\s*[=:].*$", start, re.MULTILINE)
     if end is None or not re.match(rb"[\w \t]+[=:]", start):
         raise foreign(path, start, "a MetaImage header")
-    fields = _fields(path, _lines(start[: end.end()]), r"\w+")
+    fields = _fields(path, _lines(path, start[: end.end()]), r"\w+")
     num_axes, axes = fields.get("ndims"), fields.get("dimsize", "")
     if num_axes not in ("2", "3", "4") or len(axes.split()) != int(num_axes):
         raise damaged(path, f"NDims {num_axes!r} and DimSize {axes!r}", expected="2 to 4 axes")
@@ -279,9 +277,15 @@ def _inspect_meta(path: Path) -> VolumeFile:
     return dataclasses.replace(file, packed_at=end.end() + 1 if file.data_path == path else 0)
 
 
-def _lines(text: bytes) -> list[str]:
-    """The lines of a header as the libraries see them: Python's `splitlines` knows other ends of a line too."""
-    return [line.removesuffix("\r") for line in text.decode("latin-1").removesuffix("\n").split("\n")]
+def _lines(path: Path, text: bytes) -> list[str]:
+    """The lines of a header as the libraries see them: Python's `splitlines` knows other ends of a line too.
+
+    Raises SuperCLError for a line, be it a comment, that is longer than their buffers.
+    """
+    lines = [line.removesuffix("\r") for line in text.decode("latin-1").removesuffix("\n").split("\n")]
+    if (longest := max(map(len, lines))) > _MOST_LINE:
+        raise damaged(path, f"a line of {longest:,} characters", expected=f"at most {_MOST_LINE:,}")
+    return lines
 
 
 def _fields(path: Path, lines: list[str], name_pattern: str) -> dict[str, str]:
@@ -293,7 +297,7 @@ def _fields(path: Path, lines: list[str], name_pattern: str) -> dict[str, str]:
     for line in lines:
         match = re.fullmatch(rf"({name_pattern})\s*[:=]\s*(.*?)\s*", line)
         key = match[1].lower().replace(" ", "") if match else ""
-        if match is None or key in fields or len(line) > _MOST_LINE:
+        if match is None or key in fields:
             raise damaged(path, f"the line {line[:80]!r}", expected="a header of fields, each given once")
         fields[key] = match[2]
     return fields

@@ -7,6 +7,7 @@ A chain of codecs is never built from what a file says. Called by the cache's re
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 
+from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError
 from supercl_core.files import parse_json, read_text
 from supercl_core.schema import ATTRIBUTES, CHECKSUM_BYTES, ArraySpec
@@ -41,9 +43,25 @@ def read_node(folder: Path, *, parse: Callable[[str], Any] = parse_json) -> dict
         node = parse(read_text(file, limit_bytes=METADATA_LIMIT_BYTES))
     except (OSError, ValueError) as error:
         raise damaged(file, "metadata of Zarr v3", getattr(error, "strerror", None) or error) from error
+    return checked_node(node, file)
+
+
+def read_nodes(folder: Path) -> dict[str, Any]:
+    """What `read_node` gives for a group and every node below it, by the node's path below the group."""
+    paths = sorted(file.parent.relative_to(folder) for file in folder.rglob("zarr.json"))
+    return {"" if path == Path() else path.as_posix(): read_node(folder / path) for path in paths}
+
+
+def checked_node(node: Any, file: Path) -> dict[str, Any]:
+    """The JSON value of the zarr.json `file`. Raises CacheError where it is no metadata of Zarr v3."""
     if not isinstance(node, dict) or node.get("zarr_format") != 3:
         raise damaged(file, "metadata of Zarr v3", "another JSON value")
     return node
+
+
+def node_text(node: Mapping[str, Any]) -> bytes:
+    """The metadata of a node as Zarr writes it."""
+    return json.dumps(node, indent=2).encode()
 
 
 def read_attributes(folder: Path, group: str) -> dict[str, Any]:
@@ -101,10 +119,20 @@ def read_array(folder: Path, spec: ArraySpec) -> np.ndarray:
         raise damaged(file, f"{expected:,} bytes", error.strerror or error) from error
     if content is None:
         raise damaged(file, f"{expected:,} bytes", f"{found:,} bytes")
-    values = np.frombuffer(content, np.uint8)[:-CHECKSUM_BYTES]
-    if google_crc32c.value(values).to_bytes(CHECKSUM_BYTES, "little") != content[-CHECKSUM_BYTES:]:
+    if not fits_checksum(content):
         raise damaged(file, "content that fits its checksum", "another content")
-    return values.view(dtype).reshape(shape)
+    return np.frombuffer(content, np.uint8)[:-CHECKSUM_BYTES].view(dtype).reshape(shape)
+
+
+def checksum(content: bytes | np.ndarray) -> bytes:
+    """The crc32c of bytes, or of a contiguous array, as the codec writes it behind them."""
+    return google_crc32c.value(content).to_bytes(CHECKSUM_BYTES, "little")
+
+
+def fits_checksum(content: bytes | np.ndarray) -> bool:
+    """Whether some bytes end with their checksum."""
+    values = np.frombuffer(content, np.uint8)  # of views, the checksum's library takes those of NumPy only
+    return values[-CHECKSUM_BYTES:].tobytes() == checksum(values[:-CHECKSUM_BYTES])
 
 
 def chunk_path(folder: Path, num_axes: int) -> Path:
@@ -112,9 +140,24 @@ def chunk_path(folder: Path, num_axes: int) -> Path:
     return folder.joinpath("c", *["0"] * num_axes)
 
 
+@functools.cache
+def shard_path(spec: ArraySpec) -> str:
+    """The only shard of a mapped array, below the folder of its case."""
+    return chunk_path(Path(spec.case_path), len(spec.axes)).as_posix()
+
+
 def shard_bytes(num_slices: int, slice_bytes: int) -> int:
     """Size of the shard of a mapped array: every slice with its checksum, then the index with its own."""
     return num_slices * (slice_bytes + CHECKSUM_BYTES + INDEX_ENTRY_BYTES) + CHECKSUM_BYTES
+
+
+def shard_sizes(row: CaseRow) -> dict[str, int]:
+    """Size in bytes of every shard of a case, by its path below the folder of the case."""
+    sizes = {}
+    for spec in row.arrays():
+        shape, dtype = row.slice_layout(spec.name)
+        sizes[shard_path(spec)] = shard_bytes(row.shape[1], math.prod(shape) * dtype.itemsize)
+    return sizes
 
 
 def metadata_digest(nodes: Mapping[str, Any]) -> str:
@@ -131,16 +174,6 @@ def metadata_digest(nodes: Mapping[str, Any]) -> str:
     }
     sealed = {**nodes, "": {**own, "attributes": {**own["attributes"], "supercl": ours}}}
     return hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def stored_metadata_digest(folder: Path) -> str:
-    """What `metadata_digest` gives for a case, or for the root alone, as it lies on the disk."""
-    if (folder / "cases").is_dir():
-        return metadata_digest({"": read_node(folder)})
-    paths = sorted(file.parent.relative_to(folder) for file in folder.rglob("zarr.json"))
-    return metadata_digest(
-        {"" if path == Path() else path.as_posix(): read_node(folder / path) for path in paths}
-    )
 
 
 def damaged(where: Path, expected: object, found: object) -> CacheError:

@@ -1,6 +1,6 @@
 """Every parser takes its valid inputs, and meets crafted ones, past findings among them, with an error of ours.
 
-For a moment only: `python tests/fuzz/run.py` searches for long.
+For a moment only, and with the same inputs each time: `python tests/fuzz/run.py` searches for new ones, and for long.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def test_no_crafted_input_breaks_a_parser(prepared: Prepared, request: pytest.Fi
     @settings(
         max_examples=NUM_CACHES if slow else NUM_INPUTS,
         deadline=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
     @given(

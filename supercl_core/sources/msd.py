@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from supercl_core.errors import SuperCLError, printable
+from supercl_core.files import read_text, unique_keys
 from supercl_core.sources.base import CaseSource, DataSource, without_suffix
 
 EXPECTED = "msd: dataset.json, imagesTr/, labelsTr/ (Medical Segmentation Decathlon)"
@@ -79,19 +80,11 @@ def read(path: Path) -> DataSource:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    if (size := file.stat().st_size) > _MOST_BYTES:
-        raise ValueError(f"{size:,} bytes, more than any list of cases")
-    declared = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_each_key_once)
+    # Not `files.read_json`: an odd text in one entry is the problem of that case alone.
+    declared = json.loads(read_text(file, limit_bytes=_MOST_BYTES), object_pairs_hook=unique_keys)
     if not isinstance(declared, dict):
         raise TypeError(f"a {type(declared).__name__}")
     return declared
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"a key is there twice among {[key for key, _ in pairs][:8]}")
-    return values
 
 
 def _entries(declared: dict[str, Any], part: str) -> list[Any]:

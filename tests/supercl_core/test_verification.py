@@ -499,6 +499,8 @@ def test_an_unfinished_cache(cache_copy: Path) -> None:
 def test_no_cache_to_verify(tmp_path: Path, cache_copy: Path) -> None:
     with pytest.raises(CacheError, match="There is no cache here"):
         check(tmp_path)
+    with pytest.raises(CacheError, match="too long"):
+        check(tmp_path / ("long" * 100))
     set_root_attributes(cache_copy, {"schema_version": 1})
     with pytest.raises(CacheError, match="another schema version"):
         check(cache_copy)

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import found_by
 from PIL import Image
 
 from supercl_core import view_page
@@ -221,21 +221,7 @@ def driven(tmp_path: Path, page_path: Path, script: str, *, width: int = 1200) -
         </script>""",
         encoding="utf-8",
     )
-    finished = subprocess.run(
-        [
-            "chromium",
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-            *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 50},1000"),
-            *("--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=True,
-    )
-    assert "CONSOLE" not in finished.stderr
-    return json.loads(html.unescape(finished.stdout.rsplit('<pre id="found">', 1)[1].split("</pre>")[0]))
+    return found_by(wrapper, width=width)
 
 
 def test_slider_keys_and_wheel_move_through_the_slices(tmp_path: Path, page_path: Path) -> None:

@@ -6,13 +6,13 @@ import base64
 import html
 import json
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import made_caches
 import numpy as np
 import pytest
+from browser import found_by
 from scipy.ndimage import gaussian_filter
 
 from supercl_core.cache_reader import open_cache
@@ -349,21 +349,7 @@ def test_no_sideways_scrolling_in_a_browser(tmp_path, page_path, width):
         </script>""",
         encoding="utf-8",
     )
-    finished = subprocess.run(
-        [
-            "chromium",
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-            *("--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 50},1000"),
-            *("--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    found = json.loads(finished.stdout.rsplit('<pre id="found">', 1)[1].split("</pre>")[0])
+    found = found_by(wrapper, width=width)
     assert found["images"] == content.count("<img ")
     assert (found["broken"], found["wide"]) == (0, 0)
     assert found["page"] <= found["window"] <= width
-    assert "CONSOLE" not in finished.stderr
