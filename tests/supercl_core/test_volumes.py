@@ -355,19 +355,20 @@ def test_more_values_than_declared_are_noticed_and_padding_is_not(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "message"),
     [
-        "ElementSpacing = 1 1\n1 ElementDataFile = /etc/hostname",  # a number too few, which is read from the next line
-        " ElementDataFile = /etc/hostname",
-        "elementdatafile = /etc/hostname",
-        "Comment = " + "x" * 2000,
+        # A number too few, which is read from the next line.
+        ("ElementSpacing = 1 1\n1 ElementDataFile = /etc/hostname", "fields, each given once"),
+        (" ElementDataFile = /etc/hostname", "fields, each given once"),
+        ("elementdatafile = /etc/hostname", "fields, each given once"),
+        ("Comment = " + "x" * 2000, "a line of 2,010 characters"),
     ],
 )
-def test_a_second_way_to_read_a_header_is_refused(line: str, tmp_path: Path) -> None:
+def test_a_second_way_to_read_a_header_is_refused(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "scan.mha"
     header = f"ObjectType = Image\nNDims = 3\n{line}\nDimSize = 4 3 2\nElementType = MET_SHORT\n"
     path.write_bytes(header.encode() + b"ElementDataFile = LOCAL\n" + bytes(48))
-    with pytest.raises(SuperCLError, match="fields, each given once"):
+    with pytest.raises(SuperCLError, match=message):
         read_volume(path)
 
 
