@@ -6,7 +6,6 @@ Chooses what is shown and lays it out; what single slices look like is left to `
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,16 +14,22 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from supercl_core.cache_reader import Cache, CachedCase, WeakLabels
-from supercl_core.errors import UsageError, printable
+from supercl_core.errors import UsageError
 from supercl_core.files import atomic_file
-from supercl_core.pictures import (
-    BORDER_RGB,
-    asp_slice,
-    boundaries,
-    class_name,
-    class_rgb,
-    grey_slice,
-    pixel_aspect,
+from supercl_core.pictures import BORDER_RGB, asp_slice, boundaries, class_name, class_rgb, grey_slice
+from supercl_core.sheets import (
+    GAP,
+    PAGE_RGB,
+    ROW_PIXELS,
+    SOFT_RGB,
+    TEXT_RGB,
+    cut,
+    drawable,
+    fitted,
+    grey,
+    resized,
+    stacked,
+    text_strip,
 )
 
 MAX_NEIGHBOURS: Final = 6
@@ -34,16 +39,8 @@ PANEL_PIXELS: Final = 440
 NEIGHBOUR_PIXELS: Final = 284
 """Longer side of a picture on the sheet: four of the ones and six of the others make a row."""
 
-ROW_PIXELS: Final = 1844
-"""Panels that would make a row longer go into another one."""
-
 TINT: Final = 0.4
 """Share of a class's colour within its outline."""
-
-_PAGE_RGB: Final = (18, 21, 26)
-_TEXT_RGB: Final = (236, 239, 243)
-_SOFT_RGB: Final = (154, 164, 176)
-_GAP: Final = 28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +89,17 @@ def contact_sheet(case: CachedCase, z: int) -> Image.Image:
     labels = cache.weak_labels()
     neighbours = nearest_slices(cache, labels, int(cache.case_slices([case.row.id])[z]))
     title, facts = _heading(case, z)
-    return _stacked(
+    return stacked(
         [
-            _text_strip(title, 34, _TEXT_RGB),
-            _text_strip(facts, 19, _SOFT_RGB),
+            text_strip(title, 34, TEXT_RGB),
+            text_strip(facts, 19, SOFT_RGB),
             *_strips(_slice_panels(case, z)),
-            _text_strip("Neighbours", 26, _TEXT_RGB),
-            _text_strip(
-                f"the nearest slice by the weak labels {_drawable(labels.name)!r}, then those of its component, "
+            text_strip("Neighbours", 26, TEXT_RGB),
+            text_strip(
+                f"the nearest slice by the weak labels {drawable(labels.name)!r}, then those of its component, "
                 "finest level first",
                 19,
-                _SOFT_RGB,
+                SOFT_RGB,
             ),
             *_strips([_neighbour_panel(cache, neighbour) for neighbour in neighbours]),
         ]
@@ -138,17 +135,17 @@ def nearest_slices(cache: Cache, labels: WeakLabels, index: int) -> list[Neighbo
 
 def _slice_panels(case: CachedCase, z: int) -> list[_Panel]:
     names = case.cache.attributes["channel_names"]
-    size = _fitted(case, PANEL_PIXELS)
+    size = fitted(case, PANEL_PIXELS)
     panels = [
-        _Panel(picture=_grey(grey_slice(case, z, channel), size), title=f"Slice: {_drawable(name)}")
+        _Panel(picture=grey(grey_slice(case, z, channel), size), title=f"Slice: {drawable(name)}")
         for channel, name in enumerate(names)
     ]
     superpixels_YX = case.superpixels_ZYX[z]
     outlined = np.array(panels[0].picture)
-    outlined[boundaries(_resized(superpixels_YX, size))] = BORDER_RGB
+    outlined[boundaries(resized(superpixels_YX, size))] = BORDER_RGB
     count = len(np.unique(superpixels_YX))
     panels.append(_Panel(picture=Image.fromarray(outlined), title=f"{count} superpixels"))
-    asp = Image.fromarray(_resized(asp_slice(case, z), size)).convert("RGB")
+    asp = Image.fromarray(resized(asp_slice(case, z), size)).convert("RGB")
     panels.append(_Panel(picture=asp, title="ASP: mean of each superpixel"))
     if case.ground_truth_ZYX is not None:
         panels.append(_truth_panel(case, case.ground_truth_ZYX[z], panels[0].picture))
@@ -157,7 +154,7 @@ def _slice_panels(case: CachedCase, z: int) -> list[_Panel]:
 
 def _truth_panel(case: CachedCase, truth_YX: np.ndarray, slice_picture: Image.Image) -> _Panel:
     picture = np.array(slice_picture)
-    shown_YX = _resized(truth_YX, slice_picture.size)
+    shown_YX = resized(truth_YX, slice_picture.size)
     borders_YX = boundaries(shown_YX)
     present = [int(value) for value in np.unique(truth_YX) if value]
     for value in present:
@@ -166,7 +163,7 @@ def _truth_panel(case: CachedCase, truth_YX: np.ndarray, slice_picture: Image.Im
         picture[inside_YX] = np.rint((1 - TINT) * picture[inside_YX] + TINT * colour)
         picture[inside_YX & borders_YX] = colour
     notes = tuple(
-        (_drawable(class_name(case.cache.class_names, value)), class_rgb(value)) for value in present
+        (drawable(class_name(case.cache.class_names, value)), class_rgb(value)) for value in present
     )
     title = "Ground truth" if present else "Ground truth: background only"
     return _Panel(picture=Image.fromarray(picture), title=title, notes=notes)
@@ -179,8 +176,8 @@ def _neighbour_panel(cache: Cache, neighbour: Neighbour) -> _Panel:
     if neighbour.similarity is not None:
         text += f" · similarity {neighbour.similarity:.3f}"
     return _Panel(
-        picture=_grey(grey_slice(case, z), _fitted(case, NEIGHBOUR_PIXELS)),
-        title=f"{_drawable(case.row.id)}, z {z}",
+        picture=grey(grey_slice(case, z), fitted(case, NEIGHBOUR_PIXELS)),
+        title=f"{drawable(case.row.id)}, z {z}",
         notes=((text, None),),
     )
 
@@ -195,34 +192,10 @@ def _heading(case: CachedCase, z: int) -> tuple[str, str]:
     parts = [f"z {z} of 0 to {num_slices - 1}", f"{height} x {width} pixels", spacing]
     if channels > 1:
         parts.insert(2, f"{channels} channels")
-    return f"{_drawable(row.id)}, slice {z}", " · ".join([_drawable(case.cache.name), *parts])
-
-
-def _drawable(text: str) -> str:
-    """A name from a file in the characters that Pillow's own font has; others as escapes."""
-    return printable(text).encode("ascii", "backslashreplace").decode()
+    return f"{drawable(row.id)}, slice {z}", " · ".join([drawable(case.cache.name), *parts])
 
 
 # ---------------------------------------------------------------- layout
-
-
-def _fitted(case: CachedCase, longest: int) -> tuple[int, int]:
-    """Width and height of a slice of a case, `longest` pixels on its longer side, its pixels in their true aspect."""
-    width, height = case.row.shape[3], case.row.shape[2] * pixel_aspect(case.row)
-    scale = longest / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _grey(slice_YX: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(slice_YX).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-
-
-def _resized(regions_YX: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The nearest values at `size` (width, height)."""
-    width, height = size
-    rows = (np.arange(height) + 0.5) * regions_YX.shape[0] / height
-    columns = (np.arange(width) + 0.5) * regions_YX.shape[1] / width
-    return regions_YX[rows.astype(int)[:, None], columns.astype(int)]
 
 
 def _strips(panels: list[_Panel]) -> list[Image.Image]:
@@ -234,63 +207,34 @@ def _strips(panels: list[_Panel]) -> list[Image.Image]:
             rows.append([])
             left = 0
         rows[-1].append(panel)
-        left += _panel_width(panel) + _GAP
+        left += _panel_width(panel) + GAP
     return [_strip(row) for row in rows]
 
 
 def _strip(panels: list[_Panel]) -> Image.Image:
     """Panels side by side on a strip that is cut to its content."""
-    strip = Image.new("RGB", (ROW_PIXELS, 2 * ROW_PIXELS), _PAGE_RGB)
+    strip = Image.new("RGB", (ROW_PIXELS, 2 * ROW_PIXELS), PAGE_RGB)
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(18)
     left = bottom = 0
     for panel in panels:
         width = _panel_width(panel)
-        draw.text((left, 0), _cut(panel.title, font, width), _TEXT_RGB, font)
+        draw.text((left, 0), cut(panel.title, font, width), TEXT_RGB, font)
         strip.paste(panel.picture, (left, 30))
         x, y = left, 30 + panel.picture.height + 8
         for text, colour in panel.notes:
             swatch = 22 if colour else 0
-            shown = _cut(text, font, width - swatch)
+            shown = cut(text, font, width - swatch)
             length = swatch + round(font.getlength(shown))
             if x > left and x + length > left + width:
                 x, y = left, y + 26
             if colour:
                 draw.rounded_rectangle((x, y + 3, x + 15, y + 18), 3, colour)
-            draw.text((x + swatch, y), shown, _SOFT_RGB, font)
+            draw.text((x + swatch, y), shown, SOFT_RGB, font)
             x += length + 20
-        left += width + _GAP
+        left += width + GAP
         bottom = max(bottom, y + 26)
-    return strip.crop((0, 0, left - _GAP, bottom))
-
-
-def _text_strip(text: str, size: int, colour: tuple[int, int, int]) -> Image.Image:
-    font = ImageFont.load_default(size)
-    shown = _cut(text, font, ROW_PIXELS)
-    strip = Image.new("RGB", (math.ceil(font.getlength(shown)), round(1.3 * size)), _PAGE_RGB)
-    ImageDraw.Draw(strip).text((0, 0), shown, colour, font)
-    return strip
-
-
-def _stacked(strips: list[Image.Image]) -> Image.Image:
-    """Strips one below the other, with a margin around them."""
-    height = sum(strip.height + _GAP // 2 for strip in strips)
-    width = max(strip.width for strip in strips)
-    sheet = Image.new("RGB", (width + 2 * _GAP, height + 2 * _GAP), _PAGE_RGB)
-    y = _GAP
-    for strip in strips:
-        sheet.paste(strip, (_GAP, y))
-        y += strip.height + _GAP // 2
-    return sheet
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text, its end replaced by dots where it is longer than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    return strip.crop((0, 0, left - GAP, bottom))
 
 
 def _panel_width(panel: _Panel) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from supercl_core import view
+from supercl_core import sheets, view
 from supercl_core.cache_reader import CachedCase, WeakLabels, open_cache
 from supercl_core.pictures import BORDER_RGB, class_rgb
 
@@ -19,13 +19,14 @@ from supercl_core.pictures import BORDER_RGB, class_rgb
 def drawn(monkeypatch: pytest.MonkeyPatch, case: CachedCase, z: int) -> tuple[Image.Image, list[str]]:
     """A contact sheet, and the texts on it."""
     texts: list[str] = []
-    cut = view._cut
+    cut = sheets.cut
 
     def remember(text: str, font: Any, width: int) -> str:
         texts.append(text)
         return cut(text, font, width)
 
-    monkeypatch.setattr(view, "_cut", remember)
+    monkeypatch.setattr(view, "cut", remember)
+    monkeypatch.setattr(sheets, "cut", remember)
     return view.contact_sheet(case, z), texts
 
 
@@ -49,7 +50,7 @@ def test_the_sheet_shows_the_slice_and_says_what_it_is(
 
 def test_pixels_keep_their_aspect(cache_path: Path) -> None:
     case = open_cache(cache_path).case("case_b")
-    width, height = view._fitted(case, 440)
+    width, height = sheets.fitted(case, 440)
     assert height == 440
     assert width == pytest.approx(440 * (20 * 0.8) / (24 * 0.9), abs=0.5)
     [panel, *_] = view._slice_panels(case, 0)
@@ -76,7 +77,15 @@ def test_neighbours_are_the_nearest_then_those_of_finer_components(cache_path: P
     nearest[0, 3], nearest[0, [5, 12]] = 20, 3
     similarity = np.full((2, n), 0.5, np.float32)
     similarity[0, [3, 5, 12]] = 0.75, 0.25, 0.625
-    labels = WeakLabels(name="x", ccl=ccl, nearest=nearest, similarity=similarity, num_components=(n, 2))
+    labels = WeakLabels(
+        name="x",
+        ccl=ccl,
+        nearest=nearest,
+        similarity=similarity,
+        num_components=(n, 2),
+        descriptors="x",
+        neighbours="any",
+    )
     found = view.nearest_slices(cache, labels, 3)
     assert [dataclasses.astuple(neighbour) for neighbour in found] == [
         (20, 0, 0.75),
@@ -132,12 +141,12 @@ def test_requests_that_make_no_sense_leave_no_file(
 
 
 def test_names_are_drawn_in_letters_that_the_font_has() -> None:
-    assert view._drawable("la 003·é心\x1b[2J\n") == "la 003\\xb7\\xe9\\u5fc3\\x1b[2J\\n"
+    assert sheets.drawable("la 003·é心\x1b[2J\n") == "la 003\\xb7\\xe9\\u5fc3\\x1b[2J\\n"
 
 
 def test_long_names_end_in_dots() -> None:
     font = view.ImageFont.load_default(18)
-    shown = view._cut("a long name of a case " * 9, font, 200)
+    shown = sheets.cut("a long name of a case " * 9, font, 200)
     assert shown.endswith("...")
     assert 150 < font.getlength(shown) <= 200
 
