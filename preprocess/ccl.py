@@ -1,32 +1,43 @@
-"""Weak labels over a whole cache: nearest neighbours in ASP space and a hierarchy of connected components (CCL).
+"""Weak labels over a whole cache: nearest neighbours of descriptors and a hierarchy of connected components (CCL).
 
 Every slice is linked to its nearest neighbour; the connected components of that graph are the finest partition.
 Components are averaged, linked and merged again, up to the last partition with at least five components
 (METHOD, cached IGCP; Sarfraz et al., "Efficient Parameter-free Clustering Using First Neighbor Relations",
-CVPR 2019). Called at the end of preprocessing and by `supercl weak-labels`.
+CVPR 2019). Neighbours are found by `preprocess.neighbours`, descriptors come from the cache. Called at the end of
+preprocessing and by `supercl weak-labels`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
+from preprocess import approximate
+from preprocess.kernels.neighbours import component_means
 from preprocess.kernels.union_find import connected_components
+from preprocess.neighbours import Neighbours, nearest_neighbours, num_block_pairs
+from supercl_core import provenance
 from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.cache_writer import set_root_attributes, write_weak_labels
-from supercl_core.locks import hold
+from supercl_core.cases import patients
+from supercl_core.errors import SuperCLError
+from supercl_core.files import wip_path
+from supercl_core.locks import check_lock, hold
+from supercl_core.progress import progress
+from supercl_core.weak_labels import INTENSITY, MIN_COMPONENTS, Linked, labels_name
 
-MIN_COMPONENTS: Final = 5
-"""The hierarchy stops before a level with fewer components (DESIGN)."""
+NORMALISED_ROWS: Final = 4096
+"""Descriptors that are normalised at a time: 32 MiB of float64 where they have 1,024 features."""
 
-BLOCK_ROWS: Final = 2048
-"""Rows of one block of the similarity matrix: 16 MiB of float32."""
+RECALL_SAMPLE: Final = 1000
+"""Slices on which the recall of an approximate search is measured."""
 
-INTENSITY: Final = "intensity"
-"""Name of the descriptors from intensities, and of the labels made from them."""
+Search = Literal["auto", "exact", "approximate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,72 +51,174 @@ class Hierarchy:
     similarity: np.ndarray
     """float32 (levels, n): cosine similarity to it, NaN beyond the nodes."""
     num_components: tuple[int, ...]
+    recall: float
+    """Share of slices whose neighbour is the nearest one: 1 for an exact search, else measured on a sample."""
 
 
-def weak_labels(cache: Cache) -> Hierarchy:
-    """Compute the weak labels of a complete cache from its intensity ASP maps and make them the default ones.
+def weak_labels(
+    cache: Cache,
+    descriptors: str = INTENSITY,
+    *,
+    neighbours: Linked = "any",
+    search: Search = "auto",
+    executor: Executor | None = None,
+    make_default: bool = True,
+) -> str:
+    """Compute weak labels of a complete cache and store them; returns their name (`labels_name`).
 
-    Raises CacheError where another process changes the cache.
+    `descriptors`: `intensity`, or the name of a set that `supercl describe` has stored. `neighbours`: whether slices of
+    one patient may be linked. `search`: exact, approximate, or exact up to `EXACT_LIMIT` slices. `executor`: where
+    blocks of the search are computed, also by processes on other machines that see the cache; None computes them here.
+    Labels that the cache has stay until the new ones are whole; its default changes last.
+
+    Raises CacheError where another process changes the cache or the descriptors are unknown or stale, SuperCLError for
+    descriptors that are not finite, and UsageError where there is no other case to link to.
     """
-    with hold(cache.path):
-        hierarchy = first_neighbour_hierarchy(intensity_descriptors(open_cache(cache.path)))
-        # While one set of labels is exchanged for another.
-        set_root_attributes(cache.path, {"complete": False})
-        _store(cache.path, hierarchy)
-        set_root_attributes(cache.path, {"complete": True})
-    return hierarchy
+    name = labels_name(descriptors, neighbours)
+    with hold(cache.path) as token:
+        _compute_and_write(open_cache(cache.path), token, descriptors, neighbours, search, executor)
+        if make_default:
+            set_root_attributes(cache.path, {"default_weak_labels": name})
+    return name
 
 
-def store_weak_labels(cache: Cache) -> None:
-    """The same for a cache that is not complete, by the holder of its lock."""
-    _store(cache.path, first_neighbour_hierarchy(intensity_descriptors(cache)))
+def store_weak_labels(cache: Cache, token: str) -> None:
+    """Compute the labels from intensities for the holder of the lock `token`, of a cache that is not complete yet.
+
+    They become the default where that is missing or stale.
+    """
+    _compute_and_write(cache, token, INTENSITY, "any", "auto", None)
+    default = cache.attributes["default_weak_labels"]
+    if default not in cache.set_names("weak_labels") or cache.is_stale("weak_labels", default):
+        set_root_attributes(cache.path, {"default_weak_labels": INTENSITY})
 
 
-def _store(path: Path, hierarchy: Hierarchy) -> None:
+def _compute_and_write(
+    cache: Cache,
+    token: str,
+    descriptors: str,
+    neighbours: Linked,
+    search: Search,
+    executor: Executor | None,
+) -> None:
+    """Compute a set of labels in a folder beside the cache, and put it into the cache whole."""
+    digest = "" if descriptors == INTENSITY else cache.descriptors_digest(descriptors)
+    scratch = wip_path(cache.path) / token / "labels"
+    scratch.mkdir(parents=True)
+    unit_rows = _unit_rows(cache, descriptors, scratch / "slices.npy")
+    cases = patients(cache.rows)[cache.slice_case] if neighbours == "other-cases" else None
+    hierarchy = _hierarchy(unit_rows, cases, search=search, executor=executor, scratch=scratch)
+    check_lock(cache.path, token)
     write_weak_labels(
-        path,
-        INTENSITY,
+        cache.path,
+        labels_name(descriptors, neighbours),
         {"ccl": hierarchy.ccl, "nearest": hierarchy.nearest, "similarity": hierarchy.similarity},
-        {"num_components": list(hierarchy.num_components), "descriptors": INTENSITY},
+        {
+            "num_components": list(hierarchy.num_components),
+            "descriptors": descriptors,
+            "descriptors_digest": digest,
+            "neighbours": neighbours,
+            "recall": hierarchy.recall,
+            "slices_digest": cache.slices_digest,
+            "provenance": provenance.record(),
+        },
     )
-    set_root_attributes(path, {"default_weak_labels": INTENSITY})
 
 
-def intensity_descriptors(cache: Cache) -> np.ndarray:
-    """The ASP map of every slice as one row: float32 (n, g * g), in the order of the cache's slices."""
-    maps = [cache.case(row.id).asp_ZGG.reshape(row.shape[1], -1) for row in cache.done]
-    return np.concatenate(maps).astype(np.float32)
-
-
-def first_neighbour_hierarchy(descriptors: np.ndarray) -> Hierarchy:
+def first_neighbour_hierarchy(descriptors: np.ndarray, cases: np.ndarray | None = None) -> Hierarchy:
     """Link, merge and average until one more level would leave fewer than five components.
 
-    `descriptors`: float (n, d). Rows are compared by the cosine after subtracting each row's own mean, so neither
-    brightness nor contrast of a slice counts (our choice). The finest level is kept however few components it has.
+    `descriptors`: float (n, d), finite. Rows are compared by the cosine after subtracting each row's own mean, so
+    neither brightness nor contrast of a slice counts (our choice). `cases`: integers (n,); rows of one case are then
+    not linked at the finest level. That level is kept however few components it has.
+
+    Raises UsageError where there is no other case.
     """
-    nodes = normalise(descriptors)
-    num_slices = len(nodes)
-    component_of_slice = np.arange(num_slices)
+    return _hierarchy(normalise(descriptors), cases, search="exact", executor=None, scratch=None)
+
+
+def _hierarchy(
+    unit_rows: np.ndarray,
+    cases: np.ndarray | None,
+    *,
+    search: Search,
+    executor: Executor | None,
+    scratch: Path | None,
+) -> Hierarchy:
+    """The hierarchy over rows of length 1; `scratch`: a folder for what other processes are to read."""
+    num_slices = len(unit_rows)
+    nodes, component_of_slice = unit_rows, np.arange(num_slices)
     levels: list[np.ndarray] = []
     nearest_rows, similarity_rows, counts = [], [], []
+    recall = 1.0
     while True:
-        nearest, similarity = nearest_neighbours(nodes)
-        merged = connected_components(len(nodes), np.arange(len(nodes)), nearest)
+        groups = None if levels else cases
+        if search == "approximate" or (search == "auto" and len(nodes) > approximate.EXACT_LIMIT):
+            found = approximate.approximate_neighbours(nodes, groups)
+            if not levels:
+                recall = approximate.measured_recall(nodes, found, groups, sample=RECALL_SAMPLE, seed=0)
+        else:
+            found = _exact_neighbours(nodes, groups, executor)
+        merged = connected_components(len(nodes), np.arange(len(nodes), dtype=np.int32), found.index)
         num_components = int(merged.max()) + 1
-        if levels and (num_components < MIN_COMPONENTS or num_components == len(nodes)):
+        if levels and num_components < MIN_COMPONENTS:
             break
         component_of_slice = merged[component_of_slice]
         levels.append(component_of_slice)
-        nearest_rows.append(_padded(nearest, num_slices, np.int32(-1)))
-        similarity_rows.append(_padded(similarity, num_slices, np.float32(np.nan)))
+        nearest_rows.append(_padded(found.index, num_slices, np.int32(-1)))
+        similarity_rows.append(_padded(found.similarity, num_slices, np.float32(np.nan)))
         counts.append(num_components)
-        nodes = _component_means(normalise(descriptors), component_of_slice, num_components)
+        nodes = component_means(unit_rows, component_of_slice, num_components)
+        if scratch is not None:
+            np.save(scratch / "nodes.npy", nodes)
+            nodes = np.load(scratch / "nodes.npy", mmap_mode="r")
     return Hierarchy(
         ccl=np.stack(levels).astype(np.int32),
         nearest=np.stack(nearest_rows),
         similarity=np.stack(similarity_rows),
         num_components=tuple(counts),
+        recall=recall,
     )
+
+
+def _exact_neighbours(nodes: np.ndarray, groups: np.ndarray | None, executor: Executor | None) -> Neighbours:
+    num_pairs = num_block_pairs(len(nodes))
+    with progress("neighbours", total=num_pairs, unit="blocks", shown=num_pairs > 10) as advance:
+        return nearest_neighbours(nodes, groups, executor=executor, on_block=advance)
+
+
+def _unit_rows(cache: Cache, descriptors: str, file: Path) -> np.ndarray:
+    """The normalised descriptors of every slice, in a new file that is mapped read-only: float32 (n, d + 1)."""
+    start, rows = 0, None
+    for block in descriptor_blocks(cache, descriptors):
+        if not (finite := np.isfinite(block).all(axis=1)).all():
+            index = start + int(np.argmin(finite))
+            raise SuperCLError(
+                f"The descriptors {descriptors!r} hold values that are not finite.",
+                where=f"{cache.path}, case {cache.rows[cache.slice_case[index]].id}, slice {cache.slice_z[index]}",
+                expected="numbers",
+                found="NaN or infinity",
+                next_step="Compute them again with an encoder whose training did not diverge: "
+                "supercl describe CACHE --encoder RUN.",
+            )
+        if rows is None:
+            rows = np.lib.format.open_memmap(
+                file, "w+", np.dtype(np.float32), (cache.num_slices, block.shape[1] + 1)
+            )
+        rows[start : start + len(block)] = normalise(block)
+        start += len(block)
+    return np.load(file, mmap_mode="r")
+
+
+def descriptor_blocks(cache: Cache, name: str) -> Iterator[np.ndarray]:
+    """Descriptors of a cache as float32 (some, d), in the order of its slices: `intensity`, or of an encoder."""
+    if name == INTENSITY:
+        for row in cache.done:
+            yield cache.case(row.id).asp_ZGG.reshape(row.shape[1], -1).astype(np.float32)
+    else:
+        values = cache.descriptors(name)
+        for start in range(0, len(values), NORMALISED_ROWS):
+            yield values[start : start + NORMALISED_ROWS]
 
 
 def normalise(descriptors: np.ndarray) -> np.ndarray:
@@ -117,46 +230,10 @@ def normalise(descriptors: np.ndarray) -> np.ndarray:
     centred = descriptors.astype(np.float64)
     centred -= centred.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
-    flat = length[:, 0] < 1e-6 * np.sqrt(descriptors.shape[1])
+    # Relative, since features of an encoder may be of any size.
+    flat = length[:, 0] <= 1e-6 * np.sqrt(descriptors.shape[1]) * np.abs(descriptors).max(axis=1)
     unit = np.where(flat[:, None], 0.0, centred / np.where(length > 0, length, 1))
     return np.concatenate([unit, flat[:, None]], axis=1).astype(np.float32)
-
-
-def nearest_neighbours(unit_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar other row of every row, by exact search in blocks.
-
-    `unit_rows`: float32 (n, d) of length 1. Returns indices int32 (n,) and cosines float32 (n,). Ties go to the
-    lower index. A single row is its own neighbour.
-    """
-    num_rows = len(unit_rows)
-    nearest = np.zeros(num_rows, np.int32)
-    similarity = np.ones(num_rows, np.float32)
-    if num_rows == 1:
-        return nearest, similarity
-    for start in range(0, num_rows, BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, num_rows)
-        best = np.full(stop - start, -np.inf, np.float32)
-        rows = np.arange(stop - start)
-        for other in range(0, num_rows, BLOCK_ROWS):
-            block = unit_rows[start:stop] @ unit_rows[other : other + BLOCK_ROWS].T
-            if other == start:
-                np.fill_diagonal(block, -np.inf)
-            index = block.argmax(axis=1)
-            value = block[rows, index]
-            better = value > best
-            best[better] = value[better]
-            nearest[start:stop][better] = other + index[better]
-        similarity[start:stop] = best
-    return nearest, similarity
-
-
-def _component_means(unit_rows: np.ndarray, components: np.ndarray, num_components: int) -> np.ndarray:
-    """The mean row of each component, scaled to length 1: float32 (num_components, d)."""
-    order = np.argsort(components, kind="stable")
-    starts = np.searchsorted(components[order], np.arange(num_components))
-    sums = np.add.reduceat(unit_rows[order].astype(np.float64), starts, axis=0)
-    length = np.linalg.norm(sums, axis=1, keepdims=True)
-    return (sums / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 def _padded(values: np.ndarray, size: int, fill: np.generic) -> np.ndarray:

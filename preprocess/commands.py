@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from preprocess.ccl import Search
     from preprocess.cluster import SlurmConfig
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.cases import CaseRow
     from supercl_core.errors import SuperCLError
+    from supercl_core.weak_labels import Linked
 
 
 @click.command()
@@ -217,17 +222,88 @@ def _dry_run(
 
 @click.command("weak-labels")
 @click.argument("cache", type=click.Path(path_type=Path))
-def weak_labels(cache: Path) -> None:
-    """Compute the CCL weak labels of CACHE again, from its average-superpixel maps.
+@click.option(
+    "--descriptors",
+    metavar="NAME",
+    default="intensity",
+    show_default=True,
+    help="What slices are compared by: intensity, or what `supercl describe` has stored under NAME.",
+)
+@click.option(
+    "--neighbours",
+    type=click.Choice(["any", "other-cases"]),
+    default="any",
+    show_default=True,
+    help="Whether slices of one case may be linked.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["auto", "exact", "approximate"]),
+    default="auto",
+    show_default=True,
+    help="auto is exact up to 200,000 slices; approximate needs the extra `index`.",
+)
+@click.option(
+    "--keep-default", is_flag=True, help="Store the labels, but leave the cache's default as it is."
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Dask processes [default: threads of this one, one a core]."
+)
+@click.option("--scheduler", metavar="ADDRESS", help="A running Dask scheduler, such as tcp://host:8786.")
+def weak_labels(
+    cache: Path,
+    descriptors: str,
+    neighbours: Linked,
+    search: Search,
+    keep_default: bool,
+    workers: int | None,
+    scheduler: str | None,
+) -> None:
+    """Compute CCL weak labels of CACHE: which slices are positive pairs in pre-training (IGCP).
+
+    Every slice is linked to its nearest neighbour; linked slices share a label; groups are averaged and linked again,
+    to coarser and coarser levels. Labels are stored under the name of their descriptors (NAME, or NAME-other-cases)
+    beside those that are there, and become the default of the cache. Equal descriptors give equal labels, whatever
+    the workers. A stop leaves the labels of before.
 
     \b
-    Example:  supercl weak-labels heart.zarr
+    Example:  supercl weak-labels heart.zarr --neighbours other-cases
+              supercl describe heart.zarr --encoder runs/pretrain
+              supercl weak-labels heart.zarr --descriptors pretrain
+              supercl inspect heart.zarr --pairs
     """
-    from preprocess.ccl import weak_labels as compute
-    from supercl_core.cache_reader import open_cache
+    from concurrent.futures import ThreadPoolExecutor
 
-    hierarchy = compute(open_cache(cache))
-    click.echo(f"{cache}: components of each level: {' '.join(map(str, hierarchy.num_components))}")
+    from preprocess.ccl import weak_labels as compute
+    from preprocess.cluster import connect
+    from preprocess.runner import num_cores
+    from supercl_core.cache_reader import open_cache
+    from supercl_core.errors import UsageError
+
+    if workers is not None and scheduler is not None:
+        raise UsageError(
+            "--workers and --scheduler exclude each other.",
+            next_step="Keep one of them: a scheduler has workers of its own.",
+        )
+    opened = open_cache(cache)
+    with ExitStack() as stack:
+        executor: Executor
+        if workers is None and scheduler is None:
+            executor = stack.enter_context(ThreadPoolExecutor(num_cores()))
+        else:
+            cluster = stack.enter_context(connect(num_workers=workers or 1, scheduler=scheduler))
+            executor = cluster.client.get_executor(pure=False)
+        name = compute(
+            opened,
+            descriptors,
+            neighbours=neighbours,
+            search=search,
+            executor=executor,
+            make_default=not keep_default,
+        )
+    labels = open_cache(cache).weak_labels(name)
+    counts = " > ".join(f"{count:,}" for count in labels.num_components)
+    click.echo(f"{cache}: weak labels {name!r} of {labels.ccl.shape[1]:,} slices: {counts} components")
 
 
 @click.command()

@@ -24,6 +24,7 @@ from supercl_core import intensity
 from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.schema import ASP_GRID, STATISTICS
 from supercl_core.volumes import Geometry, Volume, orientation
+from supercl_core.weak_labels import grid_positions
 
 QUANTISED_PERCENTILES: Final = (0.01, 99.99)
 """Window that `image_dtype = int16` spreads over 16 bits, in percent of all voxels."""
@@ -182,9 +183,8 @@ def asp_on_grid(slice_CYX: np.ndarray, superpixels_YX: np.ndarray) -> np.ndarray
         if high > low:  # rescaling the means is rescaling the pixels, on a thousandth of the numbers
             means += (superpixel_means(channel_YX, superpixels_YX, num_superpixels) - low) / (high - low)
     height, width = superpixels_YX.shape
-    centres = (np.arange(ASP_GRID) + 0.5) / ASP_GRID
-    rows, columns = (centres * height).astype(int), (centres * width).astype(int)
-    return (means / len(slice_CYX))[superpixels_YX[np.ix_(rows, columns)]]
+    grid = np.ix_(grid_positions(height), grid_positions(width))
+    return (means / len(slice_CYX))[superpixels_YX[grid]]
 
 
 def _superpixels_and_asp(

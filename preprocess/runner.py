@@ -142,7 +142,8 @@ def repair(
             "Some damage could not be mended.",
             where=cache_path,
             found="\n" + "\n".join(f"    {damage.where}: {damage.problem}" for damage in left),
-            next_step=f"See that {input_path} holds these cases, or name their folder: supercl repair CACHE INPUT.",
+            next_step=f"See that {input_path} holds these cases, or name their folder: supercl repair CACHE INPUT. "
+            "Descriptors, and labels made of them, come from `supercl describe` and `supercl weak-labels`.",
         )
     return before, result
 
@@ -197,7 +198,7 @@ def _carry_out(
                 shutil.rmtree(cache_path)
             raise _nothing_done(input_path, failed)
         if not plan.is_finished:
-            _finish(cache_path, ordered, plan, record)
+            _finish(cache_path, token, ordered, plan, record)
     return RunResult(
         cache_path=cache_path,
         num_computed=len(ordered) - len(failed) - len(plan.kept),
@@ -329,11 +330,11 @@ def _stoppable(cache_path: Path, rows: Mapping[str, CaseRow], num_cases: int) ->
             signal.signal(signal.SIGTERM, previous)
 
 
-def _finish(cache_path: Path, rows: list[CaseRow], plan: Plan, record: Mapping[str, Any]) -> None:
+def _finish(cache_path: Path, token: str, rows: list[CaseRow], plan: Plan, record: Mapping[str, Any]) -> None:
     """Write the tables and the weak labels; the cache is complete with the last write."""
     remove_cases(cache_path, keep={row.id for row in rows if row.state == "done"})
     write_tables(cache_path, rows, num_channels=plan.num_channels)
-    store_weak_labels(open_cache(cache_path, unfinished=True))
+    store_weak_labels(open_cache(cache_path, unfinished=True), token)
     os.sync()  # no case may be less durable than the word that all are there
     set_root_attributes(cache_path, {"complete": True, "provenance": record})
 

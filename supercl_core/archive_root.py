@@ -1,4 +1,4 @@
-"""What a cache and an archive have beside their cases: the root, the tables and the weak labels.
+"""What a cache and an archive have beside their cases: the root, the tables, descriptors and weak labels.
 
 They are the same files in both forms, but for one attribute of the root that tells them apart. Called by `forms`.
 """
@@ -18,15 +18,15 @@ from supercl_core.errors import CacheError
 from supercl_core.schema import (
     ARCHIVE_FORM,
     CHECKSUM_BYTES,
-    LABEL_ARRAYS,
     SCHEMA_VERSION,
+    SETS,
     SLICE_ARRAYS,
     TABLE_ARRAYS,
     ArraySpec,
 )
 from supercl_core.zarr_files import attributes_of, chunk_path, damaged, fits_checksum, layout_of, node_text
 
-TABLES: Final = ("table", "slices", "weak_labels")
+TABLES: Final = ("table", "slices", *SETS)
 """The groups beside `cases`."""
 
 
@@ -49,18 +49,13 @@ def archive_attributes(files: Files) -> dict[str, Any]:
 
 def table_files(files: Files) -> Iterator[tuple[str, bytes]]:
     """Name and content, checked, of every file of the groups beside `cases`; they are the same in both forms."""
-    labels = files.groups("weak_labels")
-    for name in labels:
-        if problem := case_id_problem(name):
-            raise damaged(
-                files.path / "weak_labels", "names of weak labels", f"{name[:200]!r}, which {problem}"
-            )
-    groups: dict[str, tuple[ArraySpec, ...]] = {
-        "table": TABLE_ARRAYS,
-        "slices": SLICE_ARRAYS,
-        "weak_labels": (),
-        **{f"weak_labels/{name}": LABEL_ARRAYS for name in labels},
-    }
+    groups: dict[str, tuple[ArraySpec, ...]] = {"table": TABLE_ARRAYS, "slices": SLICE_ARRAYS}
+    for group, specs in SETS.items():
+        groups[group] = ()
+        for name in files.groups(group):
+            if problem := case_id_problem(name):
+                raise damaged(files.path / group, "names of sets", f"{name[:200]!r}, which {problem}")
+            groups[f"{group}/{name}"] = specs
     for group, specs in groups.items():
         node = files.node(group)
         if node.keys() != {"attributes", "zarr_format", "node_type"} or node["node_type"] != "group":
@@ -87,10 +82,13 @@ def write_tables(files: Files, folder: Path) -> None:
 
 
 def checked_rows(folder: Path, attributes: dict[str, Any]) -> list[CaseRow]:
-    """The rows of the cases that are done, from tables and weak labels that are checked altogether."""
+    """The rows of the cases that are done, from tables, descriptors and weak labels that are checked altogether."""
     cache = Cache(folder, attributes)
-    for name in {attributes["default_weak_labels"], *cache.weak_label_names()}:
-        cache.weak_labels(name)
+    cache.weak_labels()
+    for group, read in (("weak_labels", cache.weak_labels), ("descriptors", cache.descriptors)):
+        for name in cache.set_names(group):
+            if not cache.is_stale(group, name):
+                read(name)
     return cache.done
 
 

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.cases import CaseRow, case_id_problem, rows_from_arrays, slice_columns
+from supercl_core.cases import CaseRow, case_id_problem, rows_from_arrays, slice_columns, slices_digest
 from supercl_core.errors import CacheError
 from supercl_core.schema import (
     ARCHIVE_FORM,
     CHECKSUM_BYTES,
+    DESCRIPTOR_ARRAYS,
     LABEL_ARRAYS,
     SCHEMA_VERSION,
     SLICE_ARRAYS,
@@ -55,6 +56,10 @@ class WeakLabels:
     """float32 (levels, n)."""
     num_components: tuple[int, ...]
     """Of each level."""
+    descriptors: str
+    """What they were computed from."""
+    neighbours: str
+    """Which slices may be linked: `any`, or those of `other-cases`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,11 @@ class Cache:
         """The rows of the cases that failed, each with its reason."""
         return [row for row in self.rows if row.state == "failed"]
 
+    @functools.cached_property
+    def slices_digest(self) -> str:
+        """What descriptors and weak labels of just these slices carry (`cases.slices_digest`)."""
+        return slices_digest(self.rows)
+
     def case(self, case_id: str) -> CachedCase:
         """The case `case_id`. Raises CacheError for an unknown or failed case."""
         index = self._row_index.get(case_id)
@@ -170,18 +180,12 @@ class Cache:
         return np.flatnonzero(np.isin(self.slice_case, wanted))
 
     def weak_labels(self, name: str | None = None) -> WeakLabels:
-        """The weak labels `name`, or the cache's default ones. Raises CacheError for an unknown name."""
+        """The weak labels `name`, or the cache's default ones.
+
+        Raises CacheError for an unknown name, and for labels that are stale: made of other slices or descriptors.
+        """
         name = name or self.attributes["default_weak_labels"]
-        if name not in self.weak_label_names():
-            raise CacheError(
-                f"The cache has no weak labels {name!r}.",
-                where=self.path,
-                expected=", ".join(self.weak_label_names()) or "none: there are no weak labels at all",
-                found=name,
-                next_step="Name one of these, or compute them with `supercl weak-labels`.",
-            )
-        folder = self.path / "weak_labels" / name
-        attributes = read_attributes(folder, "weak_labels/{name}")
+        folder, attributes = self._set("weak_labels", name)
         arrays = {spec.name: read_array(folder / spec.name, spec) for spec in LABEL_ARRAYS}
         num_components = attributes["num_components"]
         for spec in LABEL_ARRAYS:
@@ -191,13 +195,69 @@ class Cache:
         for level, (labels, count) in enumerate(zip(arrays["ccl"], num_components, strict=True)):
             if labels.min() < 0 or labels.max() >= count:
                 raise damaged(folder / "ccl", f"labels 0 to {count - 1}", f"others in level {level}")
-        return WeakLabels(name=name, num_components=tuple(num_components), **arrays)
+        return WeakLabels(
+            name=name,
+            num_components=tuple(num_components),
+            descriptors=attributes["descriptors"],
+            neighbours=attributes["neighbours"],
+            **arrays,
+        )
 
-    def weak_label_names(self) -> list[str]:
-        """Names of the weak labels that the cache has, in order."""
-        folder = self.path / "weak_labels"
+    def descriptors(self, name: str) -> np.ndarray:
+        """The descriptors `name` of every slice from an encoder, float32 (n, d). Raises CacheError as `weak_labels`."""
+        folder, _ = self._set("descriptors", name)
+        [spec] = DESCRIPTOR_ARRAYS
+        values = read_array(folder / spec.name, spec)
+        if len(values) != self.num_slices:
+            raise damaged(folder / spec.name, f"{self.num_slices} rows", f"{len(values)}")
+        return values
+
+    def descriptors_digest(self, name: str) -> str:
+        """What labels made of the descriptors `name` carry. Raises CacheError as `weak_labels`."""
+        return str(self._set("descriptors", name)[1]["digest"])
+
+    def set_names(self, group: str) -> list[str]:
+        """Names of the sets that the cache has in a group of `schema.SETS`, stale ones too, in order."""
+        folder = self.path / group
         names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
         return sorted(name for name in names if case_id_problem(name) is None)
+
+    def is_stale(self, group: str, name: str) -> bool:
+        """Whether a set was made of other slices or descriptors than those that are in the cache now."""
+        attributes = read_attributes(self.path / group / name, f"{group}/{{name}}")
+        if attributes["slices_digest"] != self.slices_digest:
+            return True
+        used = attributes["descriptors"] if group == "weak_labels" else ""
+        if used not in self.set_names("descriptors"):
+            return False
+        current = read_attributes(self.path / "descriptors" / used, "descriptors/{name}")
+        return bool(attributes["descriptors_digest"] != current["digest"])
+
+    def _set(self, group: str, name: str) -> tuple[Path, dict[str, Any]]:
+        """Folder and attributes of a set that is there and not stale."""
+        words = group.replace("_", " ")
+        makers = {
+            "weak_labels": "supercl weak-labels CACHE --descriptors NAME",
+            "descriptors": "supercl describe CACHE --encoder RUN",
+        }
+        if name not in self.set_names(group):
+            raise CacheError(
+                f"The cache has no {words} {name!r}.",
+                where=self.path,
+                expected=", ".join(self.set_names(group)) or f"none: there are no {words} at all",
+                found=name,
+                next_step=f"Name one of these, or compute them with `{makers[group]}`.",
+            )
+        if self.is_stale(group, name):
+            raise CacheError(
+                f"The {words} {name!r} are stale.",
+                where=self.path / group / name,
+                expected=f"{words} of the slices that the cache holds now",
+                found="others: the cases, or the descriptors, have changed since",
+                next_step=f"Compute them again with `{makers[group]}`.",
+            )
+        folder = self.path / group / name
+        return folder, read_attributes(folder, f"{group}/{{name}}")
 
     def mapped(self, row: CaseRow, name: str) -> np.ndarray:
         """The mapped case array `name` with the slice axis first, read-only."""

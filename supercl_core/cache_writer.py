@@ -9,6 +9,7 @@ Called by preprocessing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from supercl_core.cases import CaseRow, content_digest, rows_to_arrays, shards_d
 from supercl_core.errors import CacheError
 from supercl_core.files import replace_folder, wip_path
 from supercl_core.locks import check_lock
-from supercl_core.schema import CHECKSUM_BYTES, SCHEMA_VERSION, array_spec
+from supercl_core.schema import CHECKSUM_BYTES, SCHEMA_VERSION, SETS, array_spec
 from supercl_core.zarr_files import (
     attributes_of,
     checksum,
@@ -42,17 +43,17 @@ from supercl_core.zarr_files import (
 WRITE_THROUGH_BYTES: Final = 1 << 20
 """Shards of this size and above are on the disk, and out of memory, before their case is committed."""
 
+_EMPTY_GROUP: Final[dict[str, Any]] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
 
 def create_cache(path: Path, attributes: dict[str, Any]) -> None:
     """Write the root of a new cache, not complete yet. `attributes` as in `schema.ATTRIBUTES` for `/`.
 
     Cases that are there already, below a root that got lost, stay.
     """
-    (path / "cases").mkdir(parents=True, exist_ok=True)
-    group: dict[str, Any] = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
-    _write_node(path, path / "cases", group)
+    _write_empty_group(path, "cases")
     stored = {**attributes, "schema_version": SCHEMA_VERSION, "complete": False}
-    _write_node(path, path, {**group, "attributes": {"supercl": stored}})
+    _write_node(path, path, {**_EMPTY_GROUP, "attributes": {"supercl": stored}})
 
 
 def set_root_attributes(path: Path, changes: dict[str, Any]) -> None:
@@ -148,26 +149,36 @@ def remove_cases(path: Path, *, keep: Collection[str]) -> None:
 
 
 def write_tables(path: Path, rows: list[CaseRow], *, num_channels: int) -> None:
-    """Write `table/` and `slices/` for all cases, in the order given."""
+    """Write `table/` and `slices/` for all cases, in the order given, and the groups of sets over slices."""
     _write_group(path, "table", rows_to_arrays(rows, num_channels=num_channels), {})
     _write_group(path, "slices", slice_columns(rows), {})
+    for name in SETS:
+        _write_empty_group(path, name)
 
 
 def write_weak_labels(
     path: Path, name: str, arrays: dict[str, np.ndarray], attributes: dict[str, Any]
 ) -> None:
-    """Write one set of weak labels: `ccl`, `nearest` and `similarity`, each (levels, n)."""
-    if not (path / "weak_labels").is_dir():
-        _write_group(path, "weak_labels", {}, {})
+    """Write one set of weak labels: `ccl`, `nearest` and `similarity`, each (levels, n).
+
+    `attributes`: what the schema declares for such a group, but for the digest of its metadata.
+    """
     _write_group(path, f"weak_labels/{name}", arrays, attributes)
+
+
+def write_descriptors(path: Path, name: str, values: np.ndarray, attributes: dict[str, Any]) -> None:
+    """Write descriptors of every slice, float32 (n, d).
+
+    `attributes`: what the schema declares for such a group, but for the digests of values and metadata.
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+    _write_group(path, f"descriptors/{name}", {"values": values}, {**attributes, "digest": digest})
 
 
 def _write_group(path: Path, name: str, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
     wip = wip_path(path) / name
     shutil.rmtree(wip, ignore_errors=True)
     group = zarr.open_group(wip, mode="w", zarr_format=3)
-    if attributes:
-        group.attrs["supercl"] = attributes
     for key, array in arrays.items():
         group.create_array(
             key,
@@ -177,7 +188,15 @@ def _write_group(path: Path, name: str, arrays: dict[str, np.ndarray], attribute
             fill_value=0,
             config={"write_empty_chunks": True},
         )
+    if attributes:
+        _write_node(path, wip, {**_EMPTY_GROUP, "attributes": {"supercl": attributes}})
     replace_folder(wip, path / name)
+
+
+def _write_empty_group(path: Path, name: str) -> None:
+    """Write the metadata of a group without attributes; what is below it stays."""
+    (path / name).mkdir(parents=True, exist_ok=True)
+    _write_node(path, path / name, _EMPTY_GROUP)
 
 
 def _write_node(path: Path, folder: Path, node: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -171,6 +172,13 @@ def shards_digest(checksums: Mapping[str, np.ndarray]) -> str:
     return total.hexdigest()
 
 
+def slices_digest(rows: Sequence[CaseRow]) -> str:
+    """SHA-256 (hex) over the content digests of the cases that are done, in order: what sets over slices belong to."""
+    return hashlib.sha256(
+        "".join(row.content_digest for row in rows if row.state == "done").encode()
+    ).hexdigest()
+
+
 def identical_cases(rows: Sequence[CaseRow]) -> list[tuple[str, ...]]:
     """Groups of case ids whose stored content is identical, each in order."""
     groups: dict[str, list[str]] = {}
@@ -178,6 +186,28 @@ def identical_cases(rows: Sequence[CaseRow]) -> list[tuple[str, ...]]:
         if row.state == "done":
             groups.setdefault(row.content_digest, []).append(row.id)
     return [tuple(sorted(ids)) for ids in groups.values() if len(ids) > 1]
+
+
+def patient_number(case_id: str) -> int | None:
+    """The number of the patient of a case of ACDC, named like `patient007_frame01`; None for other names."""
+    found = re.match(r"patient0*([0-9]{1,9})(?![0-9])", case_id)
+    return int(found[1]) if found else None
+
+
+def patients(rows: Sequence[CaseRow]) -> np.ndarray:
+    """A number for the patient of every case, integers (cases,): slices of one patient are alike without any method.
+
+    The frames of a patient of ACDC are one patient (`patient_number`), and so are cases of identical content. Every
+    other case is a patient of its own.
+    """
+    numbers = [patient_number(row.id) for row in rows]
+    keys = [row.id if of is None else f"patient {of}" for row, of in zip(rows, numbers, strict=True)]
+    number = np.unique(keys, return_inverse=True)[1]
+    ids = [row.id for row in rows]
+    for identical in identical_cases(rows):
+        members = np.isin(number, number[np.isin(ids, identical)])
+        number[members] = number[members].min()
+    return number
 
 
 def slice_columns(rows: Sequence[CaseRow]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "verify": _Entry("supercl_core.commands", "", "Check every checksum and invariant of a cache."),
     "repair": _Entry("preprocess.commands", "preprocess", "Compute damaged cases of a cache again."),
     "weak-labels": _Entry(
-        "preprocess.commands", "preprocess", "Compute the CCL weak labels of a cache again."
+        "preprocess.commands", "preprocess", "Compute CCL weak labels of a cache: its positive pairs."
     ),
     "quality": _Entry(
         "preprocess.commands", "preprocess", "Compare a cache's superpixels with scikit-image's."
@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "view": _Entry("supercl_core.commands", "", "Draw a slice or a whole case of a cache."),
     "pack": _Entry("supercl_core.commands", "", "Write a cache as a compressed archive (resumes)."),
     "unpack": _Entry("supercl_core.commands", "", "Write the cache that an archive holds (resumes)."),
+    "describe": _Entry("train.commands", "train", "Store descriptors of every slice, from an encoder."),
     "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
     "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
     "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network (resumes)."),

@@ -8,36 +8,138 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from supercl_core.errors import printable
 
 if TYPE_CHECKING:
+    from supercl_core.cache_reader import Cache
     from supercl_core.forms import Conversion
 
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.argument("case", required=False)
+@click.option("--pairs", is_flag=True, help="Audit the pairs that the weak labels of CACHE make.")
+@click.option(
+    "--labels", metavar="NAME", help="With --pairs: these weak labels [default: all, the default ones first]."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="With --pairs: slices of a batch, for the positives to expect [default: 32].",
+)
+@click.option(
+    "--split",
+    metavar="FILE[:SECTION]",
+    help="With --pairs: leave the test cases of this split out, also those under other names.",
+)
+@click.option(
+    "--gallery",
+    metavar="FILE.png",
+    type=click.Path(path_type=Path),
+    help="With --pairs: draw components of the (first) labels.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def inspect(cache: Path, case: str | None, as_json: bool) -> None:
+def inspect(
+    cache: Path,
+    case: str | None,
+    pairs: bool,
+    labels: str | None,
+    batch_size: int | None,
+    split: str | None,
+    gallery: Path | None,
+    as_json: bool,
+) -> None:
     """Show what CACHE holds, or one CASE of it: cases, slices, sizes, spacing, weak labels, settings, failures.
+
+    With --pairs, how good the pairs of its weak labels are: per level how many there are, and how alike the ground
+    truth of paired slices is. To choose labels by it, leave the test cases out with --split.
 
     \b
     Example:  supercl inspect heart.zarr
               supercl inspect heart.zarr la_003 --json
+              supercl inspect heart.zarr --pairs --split heart_split.json --gallery pairs.png
     """
     from supercl_core import inspection
     from supercl_core.cache_reader import open_cache
 
+    options = {"--labels": labels, "--batch-size": batch_size, "--split": split, "--gallery": gallery}
+    _check_pairs_options(pairs, case, {name: value for name, value in options.items() if value is not None})
     opened = open_cache(cache)
+    if pairs:
+        _inspect_pairs(opened, labels, batch_size or 32, split, gallery, as_json)
+        return
     values = inspection.summary(opened) if case is None else inspection.case_summary(opened, case)
     if as_json:
         click.echo(json.dumps(values, indent=1))
     else:
         _print_rows(inspection.summary_rows(values) if case is None else inspection.case_rows(values))
+
+
+def _check_pairs_options(pairs: bool, case: str | None, given: dict[str, Any]) -> None:
+    """Raise UsageError for options of `inspect` that do not go together."""
+    from supercl_core.errors import UsageError
+
+    if given and not pairs:
+        raise UsageError(
+            "The option is about pairs.",
+            expected=f"{', '.join(given)} together with --pairs",
+            found="no --pairs",
+            next_step="Add --pairs.",
+        )
+    if pairs and case is not None:
+        raise UsageError(
+            "Pairs are those of a whole cache.",
+            expected="--pairs without a case",
+            found=f"the case {case}",
+            next_step="Leave the case or --pairs out.",
+        )
+    if "--gallery" in given:
+        _check_suffix(given["--gallery"], ".png")
+
+
+def _inspect_pairs(
+    cache: Cache, name: str | None, batch_size: int, split: str | None, gallery: Path | None, as_json: bool
+) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from supercl_core import pair_audit
+    from supercl_core.splits import read_split
+
+    test_case_ids: tuple[str, ...] = ()
+    if split is not None:
+        ids = [row.id for row in cache.rows]
+        test_case_ids = read_split(split, ids, data_set=cache.name, num_labelled=None).test
+    default = cache.attributes["default_weak_labels"]
+    names = [name or default]
+    if name is None:
+        stored = sorted(cache.set_names("weak_labels"), key=lambda other: other != default)
+        stale = [other for other in stored if cache.is_stale("weak_labels", other)]
+        names = [other for other in stored if other not in stale] or names
+        if stale:
+            click.echo(printable(f"note: stale, left out: {', '.join(stale)}"), err=True)
+    labels = [cache.weak_labels(one) for one in names]
+    audits = [
+        pair_audit.audit(cache, one, batch_size=batch_size, test_case_ids=test_case_ids) for one in labels
+    ]
+    if gallery is not None:
+        from supercl_core.pair_gallery import write_gallery
+
+        write_gallery(gallery, cache, labels[0], batch_size=batch_size, test_case_ids=test_case_ids)
+    if as_json:
+        values = {"path": str(cache.path), "weak_labels": [asdict(found) for found in audits]}
+        click.echo(json.dumps(values, indent=1, allow_nan=False))
+    else:
+        # Where there is no terminal, rich takes 80 columns.
+        width = None if sys.stdout.isatty() else pair_audit.TABLE_COLUMNS
+        Console(width=width).print(pair_audit.render(audits))
+    if gallery is not None:
+        click.echo(gallery, err=as_json)
 
 
 @click.command()
@@ -76,14 +178,7 @@ def view(cache: Path, case: str, z: int | None, as_page: bool, output: Path | No
         )
     suffix = ".html" if as_page else ".png"
     path = output or Path(case + suffix if as_page else f"{case}_z{z}{suffix}")
-    if path.suffix.lower() != suffix:
-        raise UsageError(
-            "The name of the file asks for another format.",
-            where=path,
-            expected=f"a name that ends in {suffix}",
-            found=path.suffix or "no ending",
-            next_step=f"Name it {path.stem}{suffix}, for example.",
-        )
+    _check_suffix(path, suffix)
     if as_page:
         from supercl_core.view_page import write_page
 
@@ -185,7 +280,8 @@ def unpack(archive: Path, cache: Path, workers: int | None) -> None:
 def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
     """Write a random split of CACHE's labelled cases to FILE (JSON), with nested lists of 1, 2, 4, ... cases.
 
-    Cases with identical content stay together: on one side of the split, and in the same lists.
+    Cases of one patient stay together, on one side of the split and in the same lists: both frames of a patient of
+    ACDC, and cases of identical content.
 
     \b
     Example:  supercl split heart.zarr heart_split.json
@@ -216,6 +312,20 @@ def doctor() -> None:
     from supercl_core.doctor import report
 
     _print_rows(report())
+
+
+def _check_suffix(path: Path, suffix: str) -> None:
+    """Raise UsageError where the name of a file to be written asks for another format."""
+    from supercl_core.errors import UsageError
+
+    if path.suffix.lower() != suffix:
+        raise UsageError(
+            "The name of the file asks for another format.",
+            where=path,
+            expected=f"a name that ends in {suffix}",
+            found=path.suffix or "no ending",
+            next_step=f"Name it {path.stem}{suffix}, for example.",
+        )
 
 
 def _num_cores() -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from supercl_core.cache_reader import Cache
 from supercl_core.cases import CaseRow, identical_cases
 from supercl_core.schema import STATISTICS
+from supercl_core.zarr_files import read_attributes
 
 MAX_CASES: Final = 12
 """Cases that `summary_rows` lists; the JSON has all of them."""
@@ -38,7 +39,8 @@ def summary(cache: Cache) -> dict[str, Any]:
         "largest_num_superpixels": max((row.num_superpixels for row in done), default=0),
         "spacing_mm": _spacing_range(done),
         "size_bytes": sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file()),
-        "weak_labels": _weak_labels(cache),
+        "weak_labels": _sets(cache, "weak_labels"),
+        "descriptors": _sets(cache, "descriptors"),
         "config": cache.attributes["config"],
         "config_digest": cache.attributes["config_digest"],
         "kernels": cache.attributes["kernels"],
@@ -91,8 +93,12 @@ def summary_rows(values: dict[str, Any]) -> Rows:
         f"{axis} {_range(*found)}" for axis, found in values["spacing_mm"].items()
     ]
     labels = [
-        f"{one['name']}{' (default)' if one['default'] else ''}: {_counts(one['components'])} components"
+        f"{_set_name(one)}: {_counts(one['num_components'])} components, from {one['descriptors']}, "
+        f"neighbours {one['neighbours']}"
         for one in values["weak_labels"]
+    ]
+    descriptors = [
+        f"{_set_name(one)}: {_text(one['encoder'].get('source'))}" for one in values["descriptors"]
     ]
     more = [f"and {len(done) - MAX_CASES:,} more; --json lists all"] if len(done) > MAX_CASES else []
     return [
@@ -112,6 +118,7 @@ def summary_rows(values: dict[str, Any]) -> Rows:
         ("spacing", ", ".join(spacing) + " mm" if spacing else "unknown"),
         ("stored as", ", ".join(values["image_dtypes"]) or "nothing"),
         ("superpixels", f"at most {values['largest_num_superpixels']:,} a slice"),
+        *_named("descriptors", descriptors),
         *_named("weak labels", labels or ["none"]),
         ("settings", ", ".join(f"{key} {_text(value)}" for key, value in config.items())),
         ("written", f"{_text(provenance.get('time'))} on {_text(provenance.get('host'))}"),
@@ -158,12 +165,15 @@ def case_rows(values: dict[str, Any]) -> Rows:
     ]
 
 
-def _weak_labels(cache: Cache) -> list[dict[str, Any]]:
-    default = cache.attributes["default_weak_labels"]
-    return [
-        {"name": name, "default": name == default, "components": list(cache.weak_labels(name).num_components)}
-        for name in cache.weak_label_names()
-    ]
+def _sets(cache: Cache, group: str) -> list[dict[str, Any]]:
+    """What there is to say of the sets of a group of `schema.SETS`: their attributes, and whether they are stale."""
+    found = []
+    for name in cache.set_names(group):
+        attributes = read_attributes(cache.path / group / name, f"{group}/{{name}}")
+        is_default = group == "weak_labels" and name == cache.attributes["default_weak_labels"]
+        stale = cache.is_stale(group, name)
+        found.append({"name": name, "is_default": is_default, "is_stale": stale, **attributes})
+    return found
 
 
 def _spacing_range(rows: Sequence[CaseRow]) -> dict[str, list[float]] | None:
@@ -180,6 +190,11 @@ def _spacing_range(rows: Sequence[CaseRow]) -> dict[str, list[float]] | None:
 
 def _named(name: str, texts: Sequence[str]) -> Rows:
     return [("" if index else name, text) for index, text in enumerate(texts)]
+
+
+def _set_name(one: dict[str, Any]) -> str:
+    notes = [note for note, holds in (("default", one["is_default"]), ("stale", one["is_stale"])) if holds]
+    return f"{one['name']} ({', '.join(notes)})" if notes else one["name"]
 
 
 def _sizes(values: dict[str, Any]) -> str:

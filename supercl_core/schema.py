@@ -4,7 +4,8 @@
 checks against it. A change of meaning, dtype or layout raises `SCHEMA_VERSION`.
 
 Axes: c channel, z slice, y row, x column, g cell of the ASP grid; n slices of the whole cache in case order,
-m cases, l levels of the CCL hierarchy, w bytes of a text column (UTF-8, padded with zero bytes).
+m cases, l levels of the CCL hierarchy, d features of a descriptor, w bytes of a text column (UTF-8, padded with zero
+bytes).
 """
 
 from __future__ import annotations
@@ -247,7 +248,22 @@ LABEL_ARRAYS: Final = (
     ),
 )
 
-ARRAYS: Final = (*CASE_ARRAYS, *TABLE_ARRAYS, *SLICE_ARRAYS, *LABEL_ARRAYS)
+DESCRIPTOR_ARRAYS: Final = (
+    ArraySpec(
+        path="descriptors/{name}/values",
+        dtypes=("float32",),
+        axes="nd",
+        unit="features of the encoder",
+        meaning="Descriptor of every slice from an encoder: the channel mean of its last feature map, brought to the "
+        "pixels of the slice, averaged over superpixels and read at the centres of a g x g grid (d = g * g).",
+        optional=True,
+    ),
+)
+
+SETS: Final = {"descriptors": DESCRIPTOR_ARRAYS, "weak_labels": LABEL_ARRAYS}
+"""Groups that hold any number of sets of arrays over all slices, by name, and the arrays of a set."""
+
+ARRAYS: Final = (*CASE_ARRAYS, *TABLE_ARRAYS, *SLICE_ARRAYS, *DESCRIPTOR_ARRAYS, *LABEL_ARRAYS)
 
 ATTRIBUTES: Final = (
     AttributeSpec(group="/", key="schema_version", type="integer", meaning="Version of this layout."),
@@ -353,7 +369,56 @@ ATTRIBUTES: Final = (
         group="weak_labels/{name}",
         key="descriptors",
         type="string",
-        meaning="What the labels were computed from.",
+        meaning="What the labels were computed from: `intensity` (the arrays `asp`) or a name in `descriptors`.",
+    ),
+    AttributeSpec(
+        group="weak_labels/{name}",
+        key="descriptors_digest",
+        type="string",
+        meaning="The attribute `digest` of these descriptors; empty for `intensity`.",
+    ),
+    AttributeSpec(
+        group="weak_labels/{name}",
+        key="neighbours",
+        type="string",
+        meaning="Which slices may be linked at the finest level: `any`, or only those of `other-cases`.",
+    ),
+    AttributeSpec(
+        group="weak_labels/{name}",
+        key="recall",
+        type="number",
+        meaning="Share of slices whose neighbour at the finest level is the nearest one: 1 for an exact search, else "
+        "measured on a sample.",
+    ),
+    AttributeSpec(
+        group="descriptors/{name}",
+        key="encoder",
+        type="object",
+        meaning="`source` as it was given, `digest` (SHA-256 of its weights), `filters` and `in_channels`.",
+    ),
+    AttributeSpec(
+        group="descriptors/{name}",
+        key="digest",
+        type="string",
+        meaning="SHA-256 (hex) of `values`: labels made of other ones are stale.",
+    ),
+    *(
+        AttributeSpec(group=f"{group}/{{name}}", key=key, type=kind, meaning=meaning)
+        for group in ("weak_labels", "descriptors")
+        for key, kind, meaning in (
+            (
+                "slices_digest",
+                "string",
+                "SHA-256 (hex) over the content digests of all cases in order; where the cases have changed since, "
+                "what was computed from them is stale.",
+            ),
+            (
+                "metadata_digest",
+                "string",
+                "SHA-256 (hex) of this zarr.json without `provenance` and this attribute.",
+            ),
+            ("provenance", "object", "Time, machine, versions and command; what varies between equal runs."),
+        )
     ),
 )
 

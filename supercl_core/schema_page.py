@@ -12,6 +12,17 @@ from typing import Any, Final
 from supercl_core.recipes import RECIPES
 from supercl_core.schema import ARRAYS, ASP_GRID, ATTRIBUTES, CHECKSUM_BYTES, OME_VERSION, SCHEMA_VERSION
 
+_PROVENANCE: Final = {
+    "time": "2026-05-04T10:21:00+00:00",
+    "command": "supercl preprocess Task02_Heart heart.zarr",
+    "host": "node7",
+    "platform": "Linux-6.8.0-x86_64-with-glibc2.39",
+    "num_cores": 32,
+    "python": "3.11.9",
+    "versions": {"supercl": "0.1.0", "numpy": "2.4.6", "zarr": "3.1.6"},
+    "commit": None,
+}
+
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/": {
         "schema_version": SCHEMA_VERSION,
@@ -31,17 +42,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "config_digest": "8c1f…",
         "default_weak_labels": "intensity",
         "metadata_digest": "51d0…",
-        "provenance": {
-            "time": "2026-05-04T10:21:00+00:00",
-            "command": "supercl preprocess Task02_Heart heart.zarr",
-            "host": "node7",
-            "platform": "Linux-6.8.0-x86_64-with-glibc2.39",
-            "num_cores": 32,
-            "python": "3.11.9",
-            "versions": {"supercl": "0.1.0", "numpy": "2.4.6", "zarr": "3.1.6"},
-            "commit": None,
-            "input": "/data/Task02_Heart",
-        },
+        "provenance": {**_PROVENANCE, "input": "/data/Task02_Heart"},
     },
     "cases/{case}": {
         "row": {
@@ -74,7 +75,23 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "largest_error": 0.0,
         "num_clipped": 0,
     },
-    "weak_labels/{name}": {"num_components": [412, 97, 21], "descriptors": "intensity"},
+    "weak_labels/{name}": {
+        "num_components": [412, 97, 21],
+        "descriptors": "intensity",
+        "descriptors_digest": "",
+        "neighbours": "any",
+        "recall": 1.0,
+        "slices_digest": "81d7…",
+        "metadata_digest": "f09a…",
+        "provenance": _PROVENANCE,
+    },
+    "descriptors/{name}": {
+        "encoder": {"source": "runs/pretrain", "digest": "c40b…", "filters": 32, "in_channels": 1},
+        "digest": "7e2a…",
+        "slices_digest": "81d7…",
+        "metadata_digest": "2c4f…",
+        "provenance": {**_PROVENANCE, "command": "supercl describe heart.zarr --encoder runs/pretrain"},
+    },
 }
 """Attributes of every group as they might be; digests are shortened."""
 
@@ -94,7 +111,8 @@ NAME.zarr/
     asp                      ASP maps on a small grid
   table/                     one row per case, failed ones too
   slices/                    one entry per slice of all cases that are done, in the order of `table`
-  weak_labels/<name>/        CCL labels of all slices
+  descriptors/<name>/        descriptors of all slices from an encoder, where there are any
+  weak_labels/<name>/        CCL labels of all slices; one set is the default
 ```
 
 Words:
@@ -108,7 +126,7 @@ Letters of the axes:
 
 - c channel, z slice, y row, x column
 - g cell of the ASP grid ({ASP_GRID} along y, {ASP_GRID} along x)
-- n slices of the whole cache, m cases, l levels of the CCL hierarchy
+- n slices of the whole cache, m cases, l levels of the CCL hierarchy, d features of a descriptor
 - w bytes of a text column: UTF-8, padded with zero bytes to the longest text
 - a digit is a fixed length
 

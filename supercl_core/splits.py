@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from supercl_core.cases import CaseRow, identical_cases
+import numpy as np
+
+from supercl_core.cases import CaseRow, identical_cases, patient_number, patients
 from supercl_core.errors import UsageError
 from supercl_core.files import read_json, write_json
 
@@ -100,8 +102,8 @@ def write_random_split(
 ) -> tuple[int, int]:
     """Write a split of the cases with ground truth; return the numbers of cases for testing and for training.
 
-    The labelled lists are nested and of 1, 2, 4, 8, ... cases. Cases with identical content stay together, on one
-    side and in the same lists, which makes the test list or a labelled list longer where they would be parted.
+    The labelled lists are nested and of 1, 2, 4, 8, ... cases. Cases of one patient (`cases.patients`) stay together,
+    on one side and in the same lists, which makes the test list or a labelled list longer where they would be parted.
 
     Raises UsageError where no case has a ground truth, or too few to have one for testing and one for training.
     """
@@ -113,8 +115,9 @@ def write_random_split(
             found="images alone",
             next_step="Pre-train without a split, or preprocess the data set with its labels.",
         )
-    identical = {case_id: group for group in identical_cases(rows) for case_id in group}
-    groups = sorted({identical.get(row.id, (row.id,)) for row in rows})
+    patient = patients(rows)
+    ids = np.array([row.id for row in rows])
+    groups = sorted(tuple(sorted(ids[patient == number].tolist())) for number in np.unique(patient))
     num_test = max(1, round(len(rows) * test_fraction))
     if len(rows) - num_test < 1 or len(groups) < 2:
         raise UsageError(
@@ -229,8 +232,7 @@ def _resolve(keys: list[Key], case_ids: list[str], file: str) -> list[str]:
 
 def _cases_by_key(case_ids: list[str]) -> dict[Key, list[str]]:
     cases: dict[Key, list[str]] = {case_id: [case_id] for case_id in case_ids}
-    patients = [re.match(r"patient0*([0-9]{1,9})(?![0-9])", case_id) for case_id in case_ids]
-    numbers = [int(patient[1]) for patient in patients if patient]
+    numbers = [number for case_id in case_ids if (number := patient_number(case_id)) is not None]
     if len(numbers) < len(case_ids):
         numbers = list(range(len(case_ids)))
     for number, case_id in zip(numbers, case_ids, strict=True):

@@ -6,6 +6,7 @@ Mending is left to `preprocess`. Called by `supercl verify` and by `supercl repa
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -33,12 +34,15 @@ from supercl_core.case_check import (
 )
 from supercl_core.cases import CaseRow, case_id_problem
 from supercl_core.errors import CacheError, SuperCLError
-from supercl_core.schema import ARRAYS, LABEL_ARRAYS, SLICE_ARRAYS, TABLE_ARRAYS, ArraySpec
+from supercl_core.schema import ARRAYS, SETS, SLICE_ARRAYS, TABLE_ARRAYS, ArraySpec
 from supercl_core.superpixel_check import component_roots
+from supercl_core.weak_labels import LINKED
 from supercl_core.zarr_files import chunk_path, metadata_digest, read_array, read_attributes, read_node
 
 ALONE_S: Final = 1.0
 """Others are started, which takes half a second, once this process has worked as long and has as much to do yet."""
+
+_NOT_SEALED: Final = "the metadata is not what `metadata_digest` was made of"
 
 ROUNDING: Final = 1e-5
 """By how much the cosine of float32 rows of length 1 may exceed 1."""
@@ -196,7 +200,7 @@ def _prepare_memory() -> None:
 def _root_problems(path: Path, attributes: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with the root's own metadata, with the group of cases, and with what lies in both."""
     if metadata_digest({"": read_node(path)}) != attributes["metadata_digest"]:
-        yield "zarr.json", "the metadata is not what `metadata_digest` was made of"
+        yield "zarr.json", _NOT_SEALED
     yield from _group_problems(path, "cases")
     known = {"zarr.json", *(spec.path.split("/")[0] for spec in ARRAYS)}
     for entry in sorted(path.iterdir()):
@@ -229,24 +233,49 @@ def _check_tables(path: Path, attributes: Mapping[str, Any]) -> tuple[Cache | No
             cache = Cache(path, dict(attributes))
         except CacheError as error:
             problems.append(located(error, path))
-    problems += _group_problems(path, "weak_labels")
-    names = []
-    for entry in sorted((path / "weak_labels").iterdir()) if (path / "weak_labels").is_dir() else ():
-        if not entry.is_dir():
-            problems += [(f"weak_labels/{entry.name}", NOT_EXPECTED)] if entry.name != "zarr.json" else []
-            continue
-        group = f"weak_labels/{entry.name}"
-        names.append(entry.name)
-        arrays, found, size = _read_group(path, group, LABEL_ARRAYS)
-        num_bytes += size
-        if not found and cache is not None:
-            found = [
-                (f"{group}/{name}", problem) for name, problem in _wrong_labels(path / group, arrays, cache)
-            ]
-        problems += found
-    if attributes["default_weak_labels"] not in names:
+    for group in SETS:
+        problems += _group_problems(path, group)
+        for entry in sorted((path / group).iterdir()) if (path / group).is_dir() else ():
+            if entry.is_dir():
+                found, size = _check_set(path, group, entry.name, cache)
+                problems += found
+                num_bytes += size
+            elif entry.name != "zarr.json":
+                problems.append((f"{group}/{entry.name}", NOT_EXPECTED))
+    default = attributes["default_weak_labels"]
+    if case_id_problem(default) or not (path / "weak_labels" / default).is_dir():
         problems.append(("zarr.json", "`default_weak_labels` names labels that are not there"))
     return cache, problems, num_bytes
+
+
+def _check_set(path: Path, group: str, name: str, cache: Cache | None) -> tuple[list[Problem], int]:
+    """What is wrong with a set over slices, and its size in bytes. Of a stale one nothing but its files is checked."""
+    place = f"{group}/{name}"
+    arrays, problems, num_bytes = _read_group(path, place, SETS[group])
+    if problems:
+        return problems, num_bytes
+    check = _wrong_labels if group == "weak_labels" else _wrong_descriptors
+    try:
+        sealed = read_attributes(path / place, f"{group}/{{name}}")["metadata_digest"]
+        if metadata_digest({"": read_node(path / place)}) != sealed:
+            problems.append((f"{place}/zarr.json", _NOT_SEALED))
+        elif cache is not None and not cache.is_stale(group, name):
+            found = check(path / place, arrays, cache)
+            problems += [(f"{place}/{where}", problem) for where, problem in found]
+    except CacheError as error:
+        problems.append(located(error, path))
+    return problems, num_bytes
+
+
+def _wrong_descriptors(folder: Path, arrays: Mapping[str, np.ndarray], cache: Cache) -> Iterator[Problem]:
+    """What is wrong with descriptors, given by the name of their array."""
+    values = arrays["values"]
+    if len(values) != cache.num_slices:
+        yield "values", f"expected {cache.num_slices} rows, found {len(values)}"
+    elif not np.isfinite(values).all():
+        yield "values", "values that are not finite"
+    elif hashlib.sha256(values.data).hexdigest() != read_attributes(folder, "descriptors/{name}")["digest"]:
+        yield "values", "the values are not what `digest` was made of"
 
 
 def _read_group(
@@ -277,11 +306,8 @@ def _read_group(
 
 def _wrong_labels(folder: Path, arrays: Mapping[str, np.ndarray], cache: Cache) -> Iterator[Problem]:
     """Arrays of weak labels that cannot have come from nearest neighbours, and why."""
-    try:
-        num_components = read_attributes(folder, "weak_labels/{name}")["num_components"]
-    except CacheError as error:
-        yield located(error, folder)
-        return
+    attributes = read_attributes(folder, "weak_labels/{name}")
+    num_components = attributes["num_components"]
     expected = (len(num_components), cache.num_slices)
     wrong = [(name, array.shape) for name, array in arrays.items() if array.shape != expected]
     for name, shape in wrong:
@@ -296,6 +322,12 @@ def _wrong_labels(folder: Path, arrays: Mapping[str, np.ndarray], cache: Cache) 
             if name == "ccl":
                 return
         node_of_slice, num_nodes = level_arrays["ccl"], count
+    neighbours, nearest = attributes["neighbours"], arrays["nearest"][0]
+    known = (nearest >= 0) & (nearest < cache.num_slices)
+    if neighbours not in LINKED:
+        yield "zarr.json", f"expected neighbours {' or '.join(LINKED)}, found {neighbours!r:.40}"
+    elif neighbours == "other-cases" and (cache.slice_case[known] == cache.slice_case[nearest[known]]).any():
+        yield "nearest", "level 0: a slice is linked to one of its own case"
 
 
 def _wrong_level(

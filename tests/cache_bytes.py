@@ -14,7 +14,8 @@ Stamps = dict[Path, tuple[int, int]]
 def content(cache_path: Path) -> dict[str, bytes]:
     """Every file of a cache by its path below it, but for what varies from run to run; empty folders end in `/`.
 
-    Left out are the attributes `provenance` of the root and of every case, which must be there.
+    Left out are the attributes `provenance` of the root, of every case and of every set over slices, which must be
+    there.
     """
     found = {}
     for entry in sorted(cache_path.rglob("*")):
@@ -24,7 +25,7 @@ def content(cache_path: Path) -> dict[str, bytes]:
         elif not any(entry.iterdir()):
             found[f"{name}/"] = b""
     for name in found:
-        if name == "zarr.json" or fullmatch("cases/[^/]+/zarr.json", name):
+        if name == "zarr.json" or fullmatch("(cases|descriptors|weak_labels)/[^/]+/zarr.json", name):
             node = json.loads(found[name])
             del node["attributes"]["supercl"]["provenance"]
             found[name] = json.dumps(node).encode()

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import made_caches
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
+
+from supercl_core.cache_reader import open_cache
+from supercl_core.schema import ASP_GRID
 
 SPACING_MM = (3.0, 0.9, 0.8)
 """Along z, y, x."""
@@ -130,6 +134,15 @@ def cache_path(msd_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def cache_copy(cache_path: Path, tmp_path: Path) -> Path:
     """A copy of the tiny cache that a test may change."""
     return Path(shutil.copytree(cache_path, tmp_path / "copy.zarr"))
+
+
+@pytest.fixture(scope="session")
+def full_cache_path(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny cache with all that a cache may have: descriptors, named like its labels, too."""
+    path = Path(shutil.copytree(cache_path, tmp_path_factory.mktemp("full") / "full.zarr"))
+    values = np.random.default_rng(0).random((open_cache(path).num_slices, ASP_GRID**2), np.float32)
+    made_caches.write_descriptors(path, "intensity", values)
+    return path
 
 
 @pytest.fixture(scope="session")

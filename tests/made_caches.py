@@ -3,7 +3,8 @@
 import numpy as np
 import references
 
-from supercl_core import cache_writer
+from supercl_core import cache_writer, provenance
+from supercl_core.cache_reader import open_cache
 from supercl_core.cases import CaseRow
 from supercl_core.schema import ASP_GRID
 
@@ -79,5 +80,27 @@ def write_levels(path, levels):
     ccl = np.array(levels, np.int32)
     arrays = {"ccl": ccl, "nearest": np.zeros_like(ccl), "similarity": np.zeros(ccl.shape, np.float32)}
     counts = [int(level.max()) + 1 for level in ccl]
-    attributes = {"num_components": counts, "descriptors": "by hand"}
-    cache_writer.write_weak_labels(path, "by_hand", arrays, attributes)
+    cache_writer.write_weak_labels(path, "by_hand", arrays, label_attributes(path, counts))
+
+
+def label_attributes(path, num_components):
+    """Attributes of weak labels of the slices that the cache at `path` holds now."""
+    return {
+        "num_components": list(num_components),
+        "descriptors": "by hand",
+        "descriptors_digest": "",
+        "neighbours": "any",
+        "recall": 1.0,
+        "slices_digest": open_cache(path, unfinished=True).slices_digest,
+        "provenance": {},
+    }
+
+
+def write_descriptors(path, name, values):
+    """Descriptors of the slices that the cache at `path` holds now."""
+    attributes = {
+        "slices_digest": open_cache(path).slices_digest,
+        "encoder": {"source": "by hand", "digest": "", "filters": 8, "in_channels": 1},
+        "provenance": provenance.record(),
+    }
+    cache_writer.write_descriptors(path, name, values, attributes)

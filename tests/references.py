@@ -236,27 +236,37 @@ def centred_directions(rows: np.ndarray) -> np.ndarray:
     for i, row in enumerate(rows.astype(float)):
         centred = row - sum(row) / len(row)
         length = math.sqrt(float(centred @ centred))
-        if length < 1e-6 * math.sqrt(len(row)):
+        if length <= 1e-6 * math.sqrt(len(row)) * max(abs(value) for value in row):
             out[i, -1] = 1.0
         else:
             out[i, :-1] = centred / length
     return out
 
 
-def nearest_neighbours(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index and cosine of the most similar other row of every row of (n, d); ties to the lower index."""
+def nearest_neighbours(units: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Index and cosine of the most similar row (of another group) of every row of (n, d); ties to the lower index."""
     if len(units) == 1:
         return np.zeros(1, int), np.ones(1)
     nearest, similarity = [], []
     for i, unit in enumerate(units):
-        others = [j for j in range(len(units)) if j != i]
+        others = [j for j in range(len(units)) if j != i and (groups is None or groups[j] != groups[i])]
         best = max(others, key=lambda j: (float(unit @ units[j]), -j))
         nearest.append(best)
         similarity.append(float(unit @ units[best]))
     return np.array(nearest), np.array(similarity)
 
 
-def first_neighbour_hierarchy(rows: np.ndarray, *, min_components: int = 5) -> list[np.ndarray]:
+def component_means(units: np.ndarray, component_of_row: np.ndarray, num_components: int) -> np.ndarray:
+    """The mean of the rows (n, d) of each component, scaled to length 1."""
+    means = np.zeros((num_components, units.shape[1]))
+    for unit, component in zip(units.astype(float), component_of_row, strict=True):
+        means[component] += unit
+    return _directions(means)[0]
+
+
+def first_neighbour_hierarchy(
+    rows: np.ndarray, *, cases: np.ndarray | None = None, min_components: int = 5
+) -> list[np.ndarray]:
     """The partitions of (n, d), finest first: link nearest neighbours, average the members' directions, again."""
     units = centred_directions(rows)
     members = [[i] for i in range(len(rows))]
@@ -264,7 +274,7 @@ def first_neighbour_hierarchy(rows: np.ndarray, *, min_components: int = 5) -> l
     while True:
         means = np.stack([units[group].sum(axis=0) for group in members])
         nodes, _ = _directions(means)
-        nearest, _ = nearest_neighbours(nodes)
+        nearest, _ = nearest_neighbours(nodes, None if partitions else cases)
         joined = graph_components(len(nodes), list(enumerate(nearest.tolist())))
         num_components = len(set(joined.tolist()))
         if partitions and (num_components < min_components or num_components == len(members)):

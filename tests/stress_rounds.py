@@ -199,7 +199,7 @@ class Round:
             return "at a time: start or exit"
         if not (self.cache / "zarr.json").exists():
             return "at a time: plan"
-        if (self.cache / "weak_labels").exists() or (wip / "weak_labels").exists():
+        if (self.cache / "weak_labels/intensity").exists() or (wip / "weak_labels").exists():
             return "at a time: weak labels and end"
         if (self.cache / "table").exists() or (wip / "table").exists():
             return "at a time: tables"
@@ -336,7 +336,7 @@ def _kind_of_change(change: str) -> str:
         r"cache\.zarr\.lock.*": "the lock",
         r"cache\.zarr\.wip/[0-9a-f]{16}/.+": "a case being written",
         r"cache\.zarr/cases/[^/]+": "commit of a case",
-        r"cache\.zarr(\.wip)?/(table|slices)\b.*": "the tables",
+        r"cache\.zarr(\.wip)?/(table|slices|descriptors)\b.*": "the tables",
         r"cache\.zarr(\.wip)?/weak_labels\b.*": "the weak labels",
         r"cache\.zarr(\.wip/\.file|/zarr\.json|/cases/zarr\.json)": "the root",
     }

@@ -29,10 +29,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def prepared(
-    request: pytest.FixtureRequest, msd_path: Path, cache_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    msd_path: Path,
+    full_cache_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Prepared:
     return PARSERS[request.param](
-        World(msd=msd_path, cache=cache_path, scratch=tmp_path_factory.mktemp(request.param))
+        World(msd=msd_path, cache=full_cache_path, scratch=tmp_path_factory.mktemp(request.param))
     )
 
 

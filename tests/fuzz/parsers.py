@@ -27,6 +27,7 @@ from fuzz import mutations
 from fuzz.mutations import Mutation
 
 from supercl_core.errors import SuperCLError
+from supercl_core.schema import SETS
 
 MOST_SECONDS = 2.0
 """Of processor time that an input of a few kilobytes may take."""
@@ -47,7 +48,7 @@ class World:
     msd: Path
     """The tiny data set of the tests."""
     cache: Path
-    """Its cache."""
+    """Its cache, with descriptors `intensity`."""
     scratch: Path
     """An empty folder."""
 
@@ -368,6 +369,7 @@ def _cache_metadata(world: World) -> Prepared:
         "table/statistics",
     ]
     nodes += ["slices/case", "weak_labels/intensity", "weak_labels/intensity/ccl"]
+    nodes += ["descriptors/intensity", "descriptors/intensity/values"]
     return _replacing(
         [cache / node / "zarr.json" for node in nodes], _use_cache(cache), mutations.mutate_json
     )
@@ -375,9 +377,7 @@ def _cache_metadata(world: World) -> Prepared:
 
 def _cache_tables(world: World) -> Prepared:
     cache = Path(shutil.copytree(world.cache, world.scratch / "tables.zarr"))
-    chunks = sorted(
-        file for part in ("table", "slices", "weak_labels") for file in (cache / part).glob("**/c/**/*")
-    )
+    chunks = sorted(file for part in ("table", "slices", *SETS) for file in (cache / part).glob("**/c/**/*"))
     return _replacing([file for file in chunks if file.is_file()], _use_cache(cache), mutations.with_checksum)
 
 
@@ -473,6 +473,7 @@ def _use_cache(path: Path) -> Callable[[], Sequence[object]]:
                 inspection.case_summary(cache, row.id)
             inspection.summary(cache)
             cache.weak_labels()
+            cache.descriptors("intensity")
         except SuperCLError:
             expect(bool(damages), "a cache that verification takes for right, but that cannot be read")
             raise

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import cache_bytes
+import made_caches
 import numpy as np
 import pytest
 import references
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from preprocess import ccl as module
+from preprocess import run
 from preprocess.ccl import (
-    MIN_COMPONENTS,
+    descriptor_blocks,
     first_neighbour_hierarchy,
-    intensity_descriptors,
-    nearest_neighbours,
     normalise,
 )
 from supercl_core.cache_reader import open_cache
+from supercl_core.errors import CacheError, SuperCLError, UsageError
+from supercl_core.verification import verify
+from supercl_core.weak_labels import MIN_COMPONENTS
 
 
 def random_rows(num_rows: int, seed: int, num_columns: int = 6) -> np.ndarray:
@@ -31,41 +36,6 @@ def test_rows_are_centred_and_of_length_1() -> None:
     assert units.dtype == np.float32
     np.testing.assert_allclose(units, references.centred_directions(rows), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, rtol=1e-6)
-
-
-@given(st.integers(1, 30), st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
-def test_nearest_neighbours_equal_the_plain_twin(num_rows: int, seed: int) -> None:
-    units = normalise(random_rows(num_rows, seed))
-    nearest, similarity = nearest_neighbours(units)
-    expected, expected_similarity = references.nearest_neighbours(units.astype(np.float64))
-    assert (nearest.dtype, similarity.dtype) == (np.int32, np.float32)
-    np.testing.assert_array_equal(nearest, expected)
-    np.testing.assert_allclose(similarity, expected_similarity, atol=1e-6)
-
-
-@pytest.mark.parametrize("block_rows", [1, 2, 7, 50, 51])
-def test_nearest_neighbours_do_not_depend_on_the_size_of_blocks(
-    block_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    units = normalise(random_rows(50, 3))
-    nearest, similarity = nearest_neighbours(units)
-    monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
-    again, similarity_again = nearest_neighbours(units)
-    np.testing.assert_array_equal(again, nearest)
-    np.testing.assert_allclose(similarity_again, similarity, atol=1e-6)
-
-
-@pytest.mark.parametrize("block_rows", [1, 2, 3, 2048])
-def test_ties_go_to_the_lower_index(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
-    units = np.eye(2, dtype=np.float32)[[0, 1, 0, 0, 1, 1]]
-    np.testing.assert_array_equal(nearest_neighbours(units)[0], [2, 4, 0, 0, 1, 1])
-
-
-def test_a_single_row_is_its_own_neighbour() -> None:
-    nearest, similarity = nearest_neighbours(np.float32([[0, 1]]))
-    assert (nearest.tolist(), similarity.tolist()) == ([0], [1.0])
 
 
 @pytest.mark.parametrize(("num_rows", "seed"), [(1, 0), (2, 0), (6, 1), (40, 2), (120, 3), (120, 4)])
@@ -129,7 +99,7 @@ def test_brightness_and_contrast_do_not_change_the_labels() -> None:
 
 def test_descriptors_are_the_asp_maps_in_the_order_of_the_slices(cache_path: Path) -> None:
     cache = open_cache(cache_path)
-    descriptors = intensity_descriptors(cache)
+    descriptors = np.concatenate([*descriptor_blocks(cache, "intensity")])
     assert descriptors.shape == (cache.num_slices, 32 * 32)
     for index in (0, 6, 22):
         row = cache.rows[cache.slice_case[index]]
@@ -140,8 +110,116 @@ def test_descriptors_are_the_asp_maps_in_the_order_of_the_slices(cache_path: Pat
 def test_labels_of_a_cache_are_those_of_its_descriptors(cache_copy: Path) -> None:
     cache = open_cache(cache_copy)
     stored = cache.weak_labels()
-    expected = references.first_neighbour_hierarchy(intensity_descriptors(cache))
+    expected = references.first_neighbour_hierarchy(np.concatenate([*descriptor_blocks(cache, "intensity")]))
     np.testing.assert_array_equal(stored.ccl, np.stack(expected))
-    computed = module.weak_labels(cache)
-    np.testing.assert_array_equal(computed.ccl, stored.ccl)
-    np.testing.assert_array_equal(open_cache(cache_copy).weak_labels().nearest, computed.nearest)
+    assert module.weak_labels(cache) == "intensity"
+    again = open_cache(cache_copy).weak_labels()
+    for name in ("ccl", "nearest", "similarity"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(stored, name))
+
+
+# ---------------------------------------------------------------- sets of labels in a cache
+
+
+def describe(path: Path, *, seed: int = 0) -> np.ndarray:
+    """Descriptors `encoder` of every slice of a cache, which are returned: noise, on a scale of its own."""
+    values = 1e-5 * np.random.default_rng(seed).random((open_cache(path).num_slices, 12), np.float32)
+    made_caches.write_descriptors(path, "encoder", values)
+    return values
+
+
+def test_labels_of_an_encoder_stand_beside_those_of_intensities(cache_copy: Path) -> None:
+    before = open_cache(cache_copy).weak_labels()
+    values = describe(cache_copy)
+    assert module.weak_labels(open_cache(cache_copy), "encoder") == "encoder"
+    cache = open_cache(cache_copy)
+    labels = cache.weak_labels()
+    assert (labels.name, labels.descriptors, labels.neighbours) == ("encoder", "encoder", "any")
+    np.testing.assert_array_equal(labels.ccl, first_neighbour_hierarchy(values).ccl)
+    np.testing.assert_array_equal(cache.weak_labels("intensity").ccl, before.ccl)
+    assert verify(cache_copy, num_workers=1, on_case=lambda: None).damages == ()
+
+
+def test_the_default_can_be_kept(cache_copy: Path) -> None:
+    name = module.weak_labels(open_cache(cache_copy), neighbours="other-cases", make_default=False)
+    cache = open_cache(cache_copy)
+    assert (name, cache.weak_labels().name) == ("intensity-other-cases", "intensity")
+    assert cache.set_names("weak_labels") == ["intensity", "intensity-other-cases"]
+
+
+def test_neighbours_of_other_cases_are_of_other_patients(cache_copy: Path) -> None:
+    cache = open_cache(cache_copy)
+    labels = cache.weak_labels(module.weak_labels(cache, neighbours="other-cases"))
+    cases = cache.slice_case
+    assert (cases[labels.nearest[0]] != cases).all()
+    maps = np.concatenate([*descriptor_blocks(cache, "intensity")])
+    expected = references.first_neighbour_hierarchy(maps, cases=cases)
+    np.testing.assert_array_equal(labels.ccl, np.stack(expected))
+
+
+def test_frames_of_one_patient_and_identical_cases_are_no_other_cases(tmp_path: Path) -> None:
+    ids = {"patient001_frame01": 0, "patient001_frame12": 1, "patient002_frame01": 2, "x": 3, "y": 3}
+    cache = open_cache(made_caches.write_noise(tmp_path / "frames.zarr", ids))
+    labels = cache.weak_labels(module.weak_labels(cache, neighbours="other-cases"))
+    patient = np.array([0, 0, 1, 2, 2])[cache.slice_case]
+    assert (patient[labels.nearest[0]] != patient).all()
+
+
+def test_a_failure_leaves_the_labels_of_before(cache_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache_bytes.content(cache_copy)
+    describe(cache_copy)
+    node = cache_copy / "descriptors/encoder"
+    values = open_cache(cache_copy).descriptors("encoder").copy()
+    values[9, 3] = np.nan
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    with pytest.raises(SuperCLError, match="not finite") as caught:
+        module.weak_labels(open_cache(cache_copy), "encoder")
+    assert str(caught.value.where).endswith("case case_b, slice 4")
+    shutil.rmtree(node)
+    with pytest.raises(CacheError, match="no descriptors 'other'"):
+        module.weak_labels(open_cache(cache_copy), "other")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_weak_labels", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            module.weak_labels(open_cache(cache_copy), neighbours="other-cases")
+    assert cache_bytes.differences(before, cache_bytes.content(cache_copy)) == []
+    assert not cache_copy.with_name(f"{cache_copy.name}.wip").exists()
+
+
+def test_a_single_case_has_no_neighbours_in_other_cases(tmp_path: Path) -> None:
+    cache = open_cache(made_caches.write_noise(tmp_path / "one.zarr", {"a": 0}))
+    with pytest.raises(UsageError, match="at least two cases"):
+        module.weak_labels(cache, neighbours="other-cases")
+    assert open_cache(cache.path).weak_labels().name == "by_hand"
+
+
+def test_equal_slices_are_one_component(tmp_path: Path) -> None:
+    cases = {"a": 0, "b": 0}
+    cache = open_cache(made_caches.write_noise(tmp_path / "equal.zarr", cases))  # their ASP maps are zeros
+    labels = cache.weak_labels(module.weak_labels(cache))
+    assert labels.num_components == (1,)
+
+
+def test_labels_become_stale_with_the_cases_and_intensities_the_default_again(
+    msd_path: Path, cache_copy: Path, scheduler: str, write_msd: Callable[..., Path], tmp_path: Path
+) -> None:
+    describe(cache_copy)
+    module.weak_labels(open_cache(cache_copy), "encoder")
+    data = Path(shutil.copytree(msd_path, tmp_path / "data"))
+    declared = json.loads((data / "dataset.json").read_text())
+    declared["training"] = declared["training"][1:]
+    (data / "dataset.json").write_text(json.dumps(declared))
+    shutil.copy(data / "imagesTr" / "case_a.nii.gz", data / "imagesTr" / "case_e.nii.gz")
+    shutil.copy(data / "labelsTr" / "case_a.nii.gz", data / "labelsTr" / "case_e.nii.gz")
+    declared["training"] += [{"image": "imagesTr/case_e.nii.gz", "label": "labelsTr/case_e.nii.gz"}]
+    (data / "dataset.json").write_text(json.dumps(declared))
+    run(data, cache_copy, scheduler=scheduler)
+    cache = open_cache(cache_copy)
+    assert "case_e" in [row.id for row in cache.done]
+    assert cache.weak_labels().name == "intensity"
+    assert cache.is_stale("weak_labels", "encoder")
+    assert cache.is_stale("descriptors", "encoder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import made_caches
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import zarr
 
+from supercl_core import cache_writer
 from supercl_core.cache_reader import Cache, map_shard, open_cache
 from supercl_core.errors import CacheError
 from supercl_core.schema import CASE_ARRAYS, SCHEMA_VERSION
@@ -168,6 +171,48 @@ def test_weak_labels_by_name_and_by_default(cache: Cache) -> None:
     np.testing.assert_array_equal(cache.weak_labels("intensity").ccl, labels.ccl)
     with pytest.raises(CacheError, match="no weak labels 'features'"):
         cache.weak_labels("features")
+
+
+def test_descriptors_by_name(cache_copy: Path) -> None:
+    values = np.random.default_rng(0).random((open_cache(cache_copy).num_slices, 5), np.float32)
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    cache = open_cache(cache_copy)
+    assert cache.set_names("descriptors") == ["encoder"]
+    np.testing.assert_array_equal(cache.descriptors("encoder"), values)
+    assert cache.descriptors_digest("encoder") == hashlib.sha256(values.tobytes()).hexdigest()
+    with pytest.raises(CacheError, match="no descriptors 'other'") as caught:
+        cache.descriptors("other")
+    assert (caught.value.expected, "supercl describe" in caught.value.next_step) == ("encoder", True)
+
+
+def test_descriptors_and_labels_of_other_slices_are_stale(cache_copy: Path) -> None:
+    cache = open_cache(cache_copy)
+    made_caches.write_descriptors(cache_copy, "encoder", np.ones((cache.num_slices, 5), np.float32))
+    cache_writer.write_tables(cache_copy, cache.rows[1:], num_channels=1)
+    cache = open_cache(cache_copy)
+    for read, name in ((cache.weak_labels, "intensity"), (cache.descriptors, "encoder")):
+        with pytest.raises(CacheError, match=f"{name}' are stale"):
+            read(name)
+    assert cache.is_stale("descriptors", "encoder")
+
+
+def test_labels_of_descriptors_that_were_computed_again_are_stale(cache_copy: Path) -> None:
+    labels = open_cache(cache_copy).weak_labels()
+    values = np.ones((labels.ccl.shape[1], 5), np.float32)
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    digest = open_cache(cache_copy).descriptors_digest("encoder")
+    attributes = made_caches.label_attributes(cache_copy, labels.num_components)
+    cache_writer.write_weak_labels(
+        cache_copy,
+        "encoder",
+        {name: getattr(labels, name) for name in ("ccl", "nearest", "similarity")},
+        {**attributes, "descriptors": "encoder", "descriptors_digest": digest},
+    )
+    assert open_cache(cache_copy).weak_labels("encoder").descriptors == "encoder"
+    made_caches.write_descriptors(cache_copy, "encoder", 2 * values)
+    with pytest.raises(CacheError, match="are stale"):
+        open_cache(cache_copy).weak_labels("encoder")
+    assert open_cache(cache_copy).weak_labels("intensity").name == "intensity"
 
 
 def test_unknown_case_is_named_with_examples(cache: Cache) -> None:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import made_caches
 import numpy as np
 import pytest
 import zarr
@@ -240,7 +241,7 @@ def test_tables_and_labels_are_replaced_as_a_whole(path: Path) -> None:
     for components in (2, 1):
         labels = np.arange(2, dtype=np.int32)[None] % components
         parts = {"ccl": labels, "nearest": labels, "similarity": labels.astype(np.float32)}
-        more = {"num_components": [components], "descriptors": "mine"}
+        more = made_caches.label_attributes(path, [components])
         cache_writer.write_weak_labels(path, "mine", parts, more)
     cache_writer.set_root_attributes(path, {"complete": True, "default_weak_labels": "mine"})
     cache = open_cache(path)

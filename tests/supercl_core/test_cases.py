@@ -6,18 +6,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import made_caches
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supercl_core.cache_reader import open_cache
 from supercl_core.cases import (
     CaseRow,
     case_id_problem,
     case_key,
     content_digest,
     identical_cases,
+    patients,
     rows_from_arrays,
     rows_to_arrays,
 )
@@ -187,3 +190,18 @@ def test_identical_cases_are_grouped() -> None:
         for name, text in zip("cabd", "xyxz", strict=True)
     ]
     assert identical_cases([*rows, FAILED, dataclasses.replace(FAILED, id="f")]) == [("b", "c")]
+
+
+def test_frames_of_a_patient_and_identical_cases_are_one_patient(tmp_path: Path) -> None:
+    seeds = {"patient001_frame01": 0, "patient001_frame12": 1, "patient002_frame01": 2, "patient10": 3}
+    seeds |= {"patient1_x": 4, "twin_a": 5, "twin_b": 5, "x": 6, "a_copy": 1}
+    rows = open_cache(made_caches.write_noise(tmp_path / "c.zarr", seeds)).rows
+    number = dict(zip((row.id for row in rows), patients(rows).tolist(), strict=True))
+    groups = [{case_id for case_id in number if number[case_id] == one} for one in set(number.values())]
+    assert sorted(map(sorted, groups)) == [
+        ["a_copy", "patient001_frame01", "patient001_frame12", "patient1_x"],
+        ["patient002_frame01"],
+        ["patient10"],
+        ["twin_a", "twin_b"],
+        ["x"],
+    ]

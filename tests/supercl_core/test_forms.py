@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import made_caches
 import numpy as np
 import pytest
 import zarr
@@ -54,14 +55,16 @@ def store(archive: Path) -> Any:
 
 
 def enrich(cache: Path) -> None:
-    """Add what not every cache has: a failed case, and a second set of weak labels."""
+    """Add what not every cache has: a failed case, descriptors, and a second set of weak labels."""
     opened = open_cache(cache)
     failed = CaseRow(id="ünlesbar 1", state="failed", reason="Größe 0", source="imagesTr/x.nii.gz")
     write_tables(cache, [*opened.rows, failed], num_channels=opened.num_channels)
     labels = opened.weak_labels()
     arrays = {name: getattr(labels, name) for name in ("ccl", "nearest", "similarity")}
-    attributes = {"num_components": list(labels.num_components), "descriptors": "asp"}
+    attributes = made_caches.label_attributes(cache, labels.num_components)
     write_weak_labels(cache, "second set", arrays, attributes)
+    values = np.random.default_rng(0).random((opened.num_slices, 7), np.float32)
+    made_caches.write_descriptors(cache, "encoder 1", values)
     shutil.rmtree(cache.with_name(f"{cache.name}.wip"))
 
 
@@ -372,7 +375,7 @@ def test_an_archive_of_an_older_state_of_the_cache_is_not_taken_for_its_archive(
     labels = open_cache(cache_copy).weak_labels()
     arrays = {name: getattr(labels, name).copy() for name in ("ccl", "nearest", "similarity")}
     arrays["similarity"][:] = 0.5
-    attributes = {"num_components": list(labels.num_components), "descriptors": "asp"}
+    attributes = made_caches.label_attributes(cache_copy, labels.num_components)
     write_weak_labels(cache_copy, labels.name, arrays, attributes)
     with pytest.raises(CacheError, match="There is something else here already"):
         pack(cache_copy, tmp_path / "a", num_workers=1)
@@ -397,10 +400,10 @@ def test_cache_and_archive_lie_apart(rich_cache: Path, packed: Path, place: str)
 
 
 def test_what_no_archive_would_hold_is_not_lost_silently(cache_copy: Path, tmp_path: Path) -> None:
-    (cache_copy / "descriptors").mkdir()
+    (cache_copy / "notes").mkdir()
     with pytest.raises(CacheError, match="no part of a cache") as caught:
         pack(cache_copy, tmp_path / "a", num_workers=1)
-    assert caught.value.found == "descriptors"
+    assert caught.value.found == "notes"
 
 
 def test_a_foreign_folder_in_place_of_unfinished_work_stays(rich_cache: Path, tmp_path: Path) -> None:
@@ -586,7 +589,7 @@ def test_case_ids_cannot_leave_the_cache(packed_copy: Path, tmp_path: Path, case
 
 def test_names_of_weak_labels_cannot_leave_the_cache(packed_copy: Path, tmp_path: Path) -> None:
     (packed_copy / "weak_labels" / "second set").rename(packed_copy / "weak_labels" / "..x")
-    assert "names of weak labels" in str(refused(packed_copy, tmp_path))
+    assert "names of sets" in str(refused(packed_copy, tmp_path))
 
 
 CASES: dict[str, tuple[str, Callable[[Any], None]]] = {

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_caches
 import numpy as np
 import pytest
 
 from supercl_core import inspection
 from supercl_core.cache_reader import open_cache
+from supercl_core.cache_writer import write_tables
 from supercl_core.commands import _print_rows
 
 
@@ -56,8 +58,21 @@ def test_summary_counts_what_is_there(cache_path: Path) -> None:
     }
     assert values["size_bytes"] == sum(f.stat().st_size for f in cache_path.rglob("*") if f.is_file())
     [labels] = values["weak_labels"]
-    assert (labels["name"], labels["default"]) == ("intensity", True)
-    assert labels["components"] == list(open_cache(cache_path).weak_labels().num_components)
+    assert (labels["name"], labels["is_default"], labels["is_stale"]) == ("intensity", True, False)
+    assert (labels["descriptors"], labels["neighbours"]) == ("intensity", "any")
+    assert labels["num_components"] == list(open_cache(cache_path).weak_labels().num_components)
+
+
+def test_sets_over_slices_are_listed_stale_ones_too(cache_copy: Path) -> None:
+    cache = open_cache(cache_copy)
+    made_caches.write_descriptors(cache_copy, "encoder", np.ones((cache.num_slices, 5), np.float32))
+    rows = dict(inspection.summary_rows(inspection.summary(cache)))
+    assert rows["descriptors"] == "encoder: by hand"
+    assert rows["weak labels"].startswith("intensity (default): ")
+    write_tables(cache_copy, cache.rows[1:], num_channels=1)
+    rows = dict(inspection.summary_rows(inspection.summary(open_cache(cache_copy))))
+    assert rows["descriptors"] == "encoder (stale): by hand"
+    assert rows["weak labels"].startswith("intensity (default, stale): ")
 
 
 def test_summary_has_an_entry_for_every_case(mixed_path: Path) -> None:
@@ -97,7 +112,9 @@ def test_a_cache_without_a_case_that_is_done_is_shown(cache_path: Path) -> None:
     values = inspection.summary(open_cache(cache_path))
     nothing = {"smallest_shape": None, "largest_shape": None, "spacing_mm": None, "cases": []}
     rows = dict(
-        inspection.summary_rows({**values, **nothing, "num_slices": 0, "image_dtypes": [], "weak_labels": []})
+        inspection.summary_rows(
+            {**values, **nothing, "num_slices": 0, "image_dtypes": [], "weak_labels": [], "descriptors": []}
+        )
     )
     assert (rows["slices"], rows["spacing"], rows["stored as"]) == ("0", "unknown", "nothing")
     assert rows["weak labels"] == "none"

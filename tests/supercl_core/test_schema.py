@@ -15,14 +15,14 @@ from supercl_core import schema
 def group_pattern(path: str) -> str:
     """The declared group that stands for a path of a cache: `cases/case_a` becomes `cases/{case}`."""
     parts = path.split("/")
-    if len(parts) >= 2 and parts[0] in ("cases", "weak_labels"):
+    if len(parts) >= 2 and parts[0] in ("cases", "weak_labels", "descriptors"):
         parts[1] = "{case}" if parts[0] == "cases" else "{name}"
     return "/".join(parts) or "/"
 
 
 @pytest.fixture(scope="module")
-def root(cache_path: Path) -> zarr.Group:
-    return zarr.open_group(cache_path, mode="r", zarr_format=3)
+def root(full_cache_path: Path) -> zarr.Group:
+    return zarr.open_group(full_cache_path, mode="r", zarr_format=3)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_attributes_have_their_declared_type(spec: schema.AttributeSpec, root: z
         assert all(isinstance(item, int) for item in value)
 
 
-def test_nothing_but_zarr_lies_inside_a_cache(cache_path: Path, members: dict[str, Any]) -> None:
-    folders = {cache_path, *(cache_path / path for path in members)}
-    for file in cache_path.rglob("*"):
+def test_nothing_but_zarr_lies_inside_a_cache(full_cache_path: Path, members: dict[str, Any]) -> None:
+    folders = {full_cache_path, *(full_cache_path / path for path in members)}
+    for file in full_cache_path.rglob("*"):
         if file.is_file():
             holder = next(parent for parent in file.parents if parent in folders)
             assert file == holder / "zarr.json" or file.relative_to(holder).parts[0] == "c", file

@@ -109,22 +109,25 @@ def rows(
     ]
 
 
+CASES = [f"la_{number:03}" for number in range(8)]
+
+
 def test_random_split_is_nested_and_covers_all_cases(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
-    assert write_random_split(path, rows(ACDC), test_fraction=0.25, seed=3) == (2, 6)
+    assert write_random_split(path, rows(CASES), test_fraction=0.25, seed=3) == (2, 6)
     content = json.loads(path.read_text())
     assert list(content["labelled"]) == ["1", "2", "4", "6"]
     longest = content["labelled"]["6"]
     for count, ids in content["labelled"].items():
         assert ids == longest[: int(count)]
-    assert sorted([*longest, *content["test"]]) == sorted(ACDC)
-    split = read_split(str(path), ACDC, data_set="any", num_labelled=2)
+    assert sorted([*longest, *content["test"]]) == sorted(CASES)
+    split = read_split(str(path), CASES, data_set="any", num_labelled=2)
     assert split.labelled == tuple(longest[:2])
 
 
 def test_random_split_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
     texts = []
-    for ids, seed in ((ACDC, 0), (ACDC[::-1], 0), (ACDC, 1)):
+    for ids, seed in ((CASES, 0), (CASES[::-1], 0), (CASES, 1)):
         write_random_split(tmp_path / "split.json", rows(ids), test_fraction=0.25, seed=seed)
         texts.append(json.loads((tmp_path / "split.json").read_text())["labelled"])
     assert texts[0] == texts[1] != texts[2]
@@ -150,6 +153,16 @@ def test_cases_without_ground_truth_are_in_no_list(tmp_path: Path) -> None:
     assert write_random_split(tmp_path / "split.json", cases, test_fraction=0.25, seed=0) == (1, 2)
     content = json.loads((tmp_path / "split.json").read_text())
     assert sorted([*content["labelled"]["2"], *content["test"]]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_of_a_patient_stay_together(seed: int, tmp_path: Path) -> None:
+    ids = [f"patient{patient:03}_frame{frame}" for patient in range(1, 9) for frame in ("01", "12")]
+    path = tmp_path / "split.json"
+    assert write_random_split(path, rows(ids), test_fraction=0.3, seed=seed) == (6, 10)
+    written = json.loads(path.read_text())
+    for part in (written["test"], *written["labelled"].values()):
+        assert len({case_id[:10] for case_id in part}) == len(part) / 2
 
 
 # ---- cases with identical content

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+import made_caches
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,13 @@ from hypothesis import strategies as st
 
 from supercl_core import case_check, verification
 from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import set_root_attributes, write_case, write_tables, write_weak_labels
+from supercl_core.cache_writer import (
+    set_root_attributes,
+    write_case,
+    write_descriptors,
+    write_tables,
+    write_weak_labels,
+)
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.schema import CASE_ARRAYS
 from supercl_core.verification import Damage, Verification, num_committed, verify
@@ -153,10 +160,9 @@ def test_the_first_middle_and_last_byte_of_every_file(shared_copy: Path) -> None
             continue  # without the root there is nothing to check by: see below
         file = shared_copy / name
         size = file.stat().st_size
-        # The middle of a case's own metadata may lie in its provenance, which is not sealed.
-        for position in {0, size // 2, size - 1} - (
-            {size // 2} if name == f"cases/{CASE}/zarr.json" else set()
-        ):
+        # The middle of the metadata of a case or a set may lie in its provenance, which is not sealed.
+        has_provenance = name in (f"cases/{CASE}/zarr.json", "weak_labels/intensity/zarr.json")
+        for position in {0, size // 2, size - 1} - ({size // 2} if has_provenance else set()):
             flip(file, position)
             try:
                 # Metadata that is still JSON is found by the digest, which lies with the case.
@@ -537,13 +543,59 @@ def two_levels(path: Path) -> tuple[Labels, list[int]]:
 
 
 def write_labels(path: Path, labels: Labels, num_components: list[int]) -> None:
-    attributes = {"num_components": num_components, "descriptors": "intensity"}
+    attributes = made_caches.label_attributes(path, num_components)
     write_weak_labels(path, "intensity", labels, attributes)
 
 
 def test_labels_of_two_levels(cache_copy: Path) -> None:
     write_labels(cache_copy, *two_levels(cache_copy))
     assert found(cache_copy) == []
+
+
+def test_labels_of_other_cases_link_no_slices_of_one_case(cache_copy: Path) -> None:
+    labels, num_components = two_levels(cache_copy)
+    attributes = made_caches.label_attributes(cache_copy, num_components)
+    for neighbours, expected in (
+        (
+            "other-cases",
+            [("weak_labels/intensity/nearest", "level 0: a slice is linked to one of its own case")],
+        ),
+        (
+            "all",
+            [("weak_labels/intensity/zarr.json", "expected neighbours any or other-cases, found 'all'")],
+        ),
+    ):
+        write_weak_labels(cache_copy, "intensity", labels, {**attributes, "neighbours": neighbours})
+        assert found(cache_copy) == expected
+
+
+def test_descriptors(cache_copy: Path) -> None:
+    values = np.random.default_rng(0).random((23, 5), np.float32)
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    assert found(cache_copy) == []
+    made_caches.write_descriptors(cache_copy, "encoder", values[1:])
+    assert found(cache_copy) == [("descriptors/encoder/values", "expected 23 rows, found 22")]
+    made_caches.write_descriptors(cache_copy, "encoder", np.where(values > 0.5, np.nan, values))
+    assert found(cache_copy) == [("descriptors/encoder/values", "values that are not finite")]
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    chunk = cache_copy / "descriptors/encoder/values/c/0/0"
+    of_encoder = chunk.read_bytes()
+    made_caches.write_descriptors(cache_copy, "encoder", 1 - values)
+    chunk.write_bytes(of_encoder)
+    assert found(cache_copy) == [
+        ("descriptors/encoder/values", "the values are not what `digest` was made of")
+    ]
+
+
+def test_of_a_stale_set_only_the_files_are_checked(cache_copy: Path) -> None:
+    values = np.ones((23, 5), np.float32)
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    attributes = {"slices_digest": "", "encoder": {}, "provenance": {}}
+    write_descriptors(cache_copy, "encoder", values[1:], attributes)
+    assert found(cache_copy) == []
+    flip(cache_copy / "descriptors/encoder/values/c/0/0", 7)
+    [(where, _)] = found(cache_copy)
+    assert where == "descriptors/encoder/values/c/0/0"
 
 
 def finest_merged(labels: Labels) -> None:
