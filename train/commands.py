@@ -1,4 +1,4 @@
-"""The commands of the training half: `pretrain`, `finetune`, `evaluate`, `report`."""
+"""The commands of the training half: `describe`, `pretrain`, `finetune`, `evaluate`, `report`."""
 
 from __future__ import annotations
 
@@ -55,6 +55,53 @@ def _setting_rows(config: Any, prefix: str = "") -> list[tuple[str, str]]:
             text = "none" if value is None else list(value) if isinstance(value, tuple) else value
             rows.append((prefix + field.name, str(text)))
     return rows
+
+
+@click.command()
+@click.argument("cache", type=_PATH)
+@click.option(
+    "--encoder",
+    required=True,
+    metavar="RUN|FILE",
+    type=_PATH,
+    help="A finished run, or a file of weights (.safetensors, or a published checkpoint).",
+)
+@click.option(
+    "--name", metavar="NAME", help="Name of the descriptors in CACHE [default: that of the run or file]."
+)
+@click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Slices that go through the encoder together.",
+)
+def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_size: int) -> None:
+    """Compute a descriptor of every slice of CACHE from an encoder, and store them in CACHE.
+
+    Weak labels link slices with similar descriptors. A cache has descriptors from its intensities; those from an
+    encoder say where its features differ from superpixel to superpixel (their mean over channels, as published).
+    Descriptors of the same name are replaced.
+
+    \b
+    Example:  supercl pretrain heart.zarr runs/first
+              supercl describe heart.zarr --encoder runs/first
+              supercl weak-labels heart.zarr --descriptors first
+    """
+    import shlex
+
+    from supercl_core.cache_reader import open_cache
+    from train.descriptors import store_descriptors
+    from train.loop import select_device
+
+    opened = open_cache(cache)
+    _say_missing(opened)
+    stored = store_descriptors(
+        opened, encoder, name=name, device=select_device(device), batch_size=batch_size
+    )
+    next_command = shlex.join(["supercl", "weak-labels", str(cache), "--descriptors", stored])
+    click.echo(f"{cache}: descriptors {stored!r} of {opened.num_slices} slices; next: {next_command}")
 
 
 @click.command(cls=_WithSettings)

@@ -1,9 +1,9 @@
-"""Batches from the memory map: threads copy random crops into tensors, in an order that the seed decides.
+"""Batches from the memory map: threads copy random crops into tensors.
 
 No worker processes: copying from a map releases the GIL, and threads on a map were 6-10 times faster than a
-DataLoader with two processes. Which slices a batch holds, and where they are cropped, is a function of (seed,
-step, rank) alone, so a resumed run goes on in the middle of an epoch. Normalisation happens on the device.
-Called by `train.pretraining` and `train.finetuning`; `SliceDataset` also serves anybody's DataLoader.
+DataLoader with two processes. Which slices a batch holds is decided in `train.sampling`; where they are cropped is
+a function of (seed, step, rank) alone, so a resumed run goes on in the middle of an epoch. Normalisation happens on
+the device. Called by `train.pretraining` and `train.finetuning`; `SliceDataset` also serves anybody's DataLoader.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from supercl_core.cache_reader import Cache, CachedCase
 from supercl_core.errors import CacheError, UsageError
 from train.models.unet import STRIDE
+from train.sampling import SliceOrder
 
 NUM_THREADS: Final = 4
 """Threads that gather batches, and batches gathered ahead."""
@@ -162,64 +163,54 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class BatchLoader:
-    """An endless stream of training batches from `first_step` on, gathered ahead by threads."""
+    """An endless stream of training batches of one process, from `first_step` on, gathered ahead by threads."""
 
     def __init__(
         self,
         dataset: SliceDataset,
+        order: SliceOrder,
         *,
-        batch_size: int,
-        seed: int,
         device: torch.device,
         first_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._dataset, self._batch_size = dataset, batch_size
-        self._seed, self._device, self._first_step = seed, device, first_step
+        self._dataset, self._device = dataset, device
         self._rank, self._world_size = rank, world_size
+        self._ahead: deque[Future[Batch]] = deque()
         self.wait_s = 0.0
         """Seconds for which the consumer has waited for batches."""
+        self.restart(order, first_step)
+
+    def restart(self, order: SliceOrder, step: int) -> None:
+        """Go on with the batches of another order from `step` on; what was gathered ahead is dropped."""
+        self._cancel()
+        self._seed, self._drawn = order.seed, enumerate(order.batches(step), step)
 
     def __iter__(self) -> Generator[Batch]:
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="gather") as pool:
-            ahead: deque[Future[Batch]] = deque()
-            step = self._first_step
             try:
                 while True:
-                    while len(ahead) < NUM_THREADS:
-                        ahead.append(pool.submit(self._gather, step))
-                        step += 1
+                    while len(self._ahead) < NUM_THREADS:
+                        self._ahead.append(pool.submit(self._gather, *next(self._drawn)))
                     start = time.perf_counter()
-                    batch = ahead.popleft().result()
+                    batch = self._ahead.popleft().result()
                     self.wait_s += time.perf_counter() - start
                     yield normalise(batch.to(self._device))
             finally:
-                for future in ahead:
-                    future.cancel()
+                self._cancel()
 
-    def _gather(self, step: int) -> Batch:
-        slices = slices_of_step(
-            self._dataset.slices, step, batch_size=self._batch_size * self._world_size, seed=self._seed
-        )[self._rank :: self._world_size]
+    def _gather(self, step: int, slices: np.ndarray) -> Batch:
         generator = np.random.default_rng([self._seed, step, self._rank])
-        batch = self._dataset.gather(slices, generator)
+        batch = self._dataset.gather(slices[self._rank :: self._world_size], generator)
         if self._device.type == "cuda":
             pinned = {k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, Tensor)}
             batch = replace(batch, **pinned)
         return batch
 
-
-def slices_of_step(slices: np.ndarray, step: int, *, batch_size: int, seed: int) -> np.ndarray:
-    """The slices of the global batch of one step: int64 (batch_size,).
-
-    Every epoch is a new permutation of `slices`; its last, incomplete batch is left out. A data set smaller than
-    a batch fills it by repetition.
-    """
-    steps_per_epoch = max(1, len(slices) // batch_size)
-    epoch, start = step // steps_per_epoch, step % steps_per_epoch * batch_size
-    order = np.random.default_rng([seed, epoch]).permutation(slices)
-    return np.resize(order, max(len(order), batch_size))[start : start + batch_size]
+    def _cancel(self) -> None:
+        while self._ahead:
+            self._ahead.popleft().cancel()
 
 
 def normalise(batch: Batch) -> Batch:

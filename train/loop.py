@@ -1,7 +1,8 @@
 """The one training loop, for pre-training and fine-tuning: steps, checkpoints, metrics, preemption.
 
 Everything random is a function of (seed, step), and the learning rate of the step, so a checkpoint needs only the
-step, the network and the optimiser, and a resumed run equals one that never stopped, bit by bit on the CPU.
+step, the network, the optimiser and the weak labels where they are computed again while training, and a resumed run
+equals one that never stopped, bit by bit on the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from supercl_core.progress import progress
 from train import distributed
 from train.data import Batch, BatchLoader, SliceDataset
 from train.models.weights import read_torch_file
+from train.refresh import Refresh
 from train.runs import forget_metrics_after
+from train.sampling import SliceOrder
 
 KEPT_CHECKPOINTS: Final = 2
 """The last checkpoints that stay on disk."""
@@ -44,7 +47,7 @@ class LoopConfig:
     """The settings that pre-training and fine-tuning share; each adds its own."""
 
     steps: int
-    """Optimiser steps. An epoch is slices / batch_size steps."""
+    """Optimiser steps. An epoch is slices / batch_size steps, or a few more where batches hold groups."""
     batch_size: int
     """Slices a step and process."""
     patch_size: tuple[int, int] | None = None
@@ -119,29 +122,37 @@ def fit(
     compute_losses: ComputeLosses,
     config: LoopConfig,
     device: torch.device,
+    order: SliceOrder | None = None,
+    refresh: Refresh | None = None,
 ) -> None:
     """Train up to `config.steps` steps, from the last checkpoint of the run if there is one.
 
     `compute_losses` returns scalars by name, of which `loss` is minimised and the others are logged. The generator
-    it gets is seeded by the step. Under `torchrun`, all ranks step together, the logged losses are means over
-    ranks, and rank 0 alone writes.
+    it gets is seeded by the step. `order`: which slices each step holds, over all ranks; None takes a random one.
+    `refresh`: computes weak labels again; its own order is the one that counts, and what it found is logged for the
+    step that begins with it. Under `torchrun`, all ranks step together, the logged losses are means over ranks, and
+    rank 0 alone writes.
 
     Raises SuperCLError before the optimiser moves when a loss is not finite, and PreemptedError after a
     checkpoint when a process is told to stop (SIGTERM, SIGUSR1, Ctrl-C).
     """
     checkpoints, num_steps = run_path / "checkpoints", config.steps
     optimiser = config.make_optimiser(network)
-    first_step = load_checkpoint(checkpoints, network, optimiser, device)
+    first_step = load_checkpoint(checkpoints, network, optimiser, device, refresh=refresh)
     if first_step >= num_steps:
         return
     writes = distributed.rank() == 0
     if writes:
         forget_metrics_after(run_path, first_step)
     distributed.barrier()
+    if refresh is not None:
+        order = refresh.order
+    elif order is None:
+        batch_size = config.batch_size * distributed.world_size()
+        order = SliceOrder(slices=dataset.slices, batch_size=batch_size, seed=config.seed)
     loader = BatchLoader(
         dataset,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        order,
         device=device,
         first_step=first_step,
         rank=distributed.rank(),
@@ -157,6 +168,13 @@ def fit(
     ):
         since, waited, steps_since = time.perf_counter(), 0.0, 0
         for step in range(first_step, num_steps):
+            if refresh is not None and refresh.due(step):
+                begun = time.perf_counter()
+                entry = {"step": step + 1, **refresh(step), "seconds": time.perf_counter() - begun}
+                loader.restart(refresh.order, step)
+                since += entry["seconds"]
+                if writes:
+                    log.write(json.dumps(entry) + "\n")
             lr = config.learning_rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = lr
@@ -185,7 +203,7 @@ def fit(
             advance(note=f"loss {values['loss']:.4f}")
             stopping = distributed.any_rank(stop_requested(), device)
             if writes and (done % config.checkpoint_every == 0 or done == num_steps or stopping):
-                save_checkpoint(checkpoints, done, network, optimiser)
+                save_checkpoint(checkpoints, done, network, optimiser, refresh=refresh)
             if stopping and done < num_steps:
                 raise PreemptedError(
                     "Training was told to stop.",
@@ -200,9 +218,18 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def save_checkpoint(folder: Path, step: int, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    *,
+    refresh: Refresh | None = None,
+) -> None:
     """Write the state after `step` steps atomically, and drop all but the last checkpoints."""
     state = {"step": step, "network": network.state_dict(), "optimiser": optimiser.state_dict()}
+    if refresh is not None:
+        state["refresh"] = refresh.state_dict()
     with atomic_file(folder / f"step_{step:08d}.pt") as wip:
         torch.save(state, wip)
     for old in sorted(folder.glob("step_*.pt"))[:-KEPT_CHECKPOINTS]:
@@ -210,7 +237,12 @@ def save_checkpoint(folder: Path, step: int, network: nn.Module, optimiser: torc
 
 
 def load_checkpoint(
-    folder: Path, network: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
+    folder: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    device: torch.device,
+    *,
+    refresh: Refresh | None = None,
 ) -> int:
     """Restore the last checkpoint, if there is one; return the number of steps done.
 
@@ -223,9 +255,12 @@ def load_checkpoint(
         state = read_torch_file(files[-1], device)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
-        step = operator.index(state["step"])
-        if step < 0:
-            raise ValueError(f"step {step}")
+        step, first_step = operator.index(state["step"]), 0
+        if refresh is not None:
+            refresh.load_state_dict(state["refresh"])
+            first_step = refresh.order.first_step
+        if not 0 <= first_step <= step:
+            raise ValueError(f"step {step}, weak labels of step {first_step}")
         return step
     except Exception as error:  # a damaged file raises nearly anything
         reason = error.found if isinstance(error, SuperCLError) else f"{type(error).__name__}: {error}"

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from supercl_core.cache_reader import Cache, WeakLabels
+from supercl_core.cache_reader import Cache
+from supercl_core.cases import patients
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
 from supercl_core.splits import identical_to
+from supercl_core.weak_labels import Linked, auto_level
 from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, SliceDataset
@@ -36,6 +38,11 @@ from train.pairs import (
     online_igcp_positives,
     sample_pixels,
 )
+from train.refresh import Refresh
+from train.sampling import SliceOrder
+
+LOSS_TERMS: Final = ("loss_ins", "loss_intra", "loss_inter")
+"""In the order of their weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +59,29 @@ class PretrainConfig(LoopConfig):
     temperature: float = 0.1
     """Temperature of all three losses (published: 0.1)."""
     weights: tuple[float, float, float] = (1.0, 1.0, 0.5)
-    """Of L_ins, L_intra and L_inter (published: 1, 1, 0.5)."""
+    """Of L_ins, L_intra and L_inter (published: 1, 1, 0.5); igcp = 'none' leaves the last one out."""
     instance_rule: InstanceRule = "position"
     """Positives of L_ins: slices at close positions (volumes), or only the other view of the slice."""
     position_threshold: float = 0.1
     """Slices closer than this are positive pairs under the rule `position`."""
     ilcp_pixels: PixelSampling = "all"
     """Pixels of the stride-16 map that ILCP contrasts."""
-    igcp: Literal["cached", "online"] = "cached"
-    """Weak labels from the cache (ours), or from the features of each batch (published)."""
+    igcp: Literal["cached", "online", "none"] = "cached"
+    """Weak labels from the cache (ours), from the features of each batch (published), or no L_inter at all."""
+    weak_labels: str | None = None
+    """For cached IGCP: name of the labels in the cache; None takes the cache's default."""
     ccl_level: int | None = None
-    """Level of the cached labels, 0 the finest; None takes the finest with a positive per anchor."""
+    """For cached IGCP: level of the labels, 0 the finest; None takes the finest at which a random batch holds a
+    positive per anchor. A refresh that finds fewer levels takes the coarsest."""
+    batches: Literal["auto", "groups", "random"] = "auto"
+    """Slices two by two with one weak label, so that every anchor has a positive in another slice, or at random;
+    `auto` takes groups for cached IGCP. Groups need an even number of slices a step."""
+    refresh_every: int = 0
+    """For cached IGCP: epochs after which the weak labels are computed again, from the encoder in training, and from
+    then on again and again; 0 keeps those of the cache."""
+    neighbours: Linked = "any"
+    """For a refresh: whether a slice may be linked to one of its own patient. For labels of the cache it was decided
+    when they were made."""
     asp_divisor: AspDivisor = "superpixel"
     """For online IGCP: the mean over the superpixel, or its sum over all pixels (as released)."""
     view_pairs: ViewPairs = "edge"
@@ -71,19 +90,31 @@ class PretrainConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("projection", "position_threshold"):
+        for name in ("projection", "position_threshold", "refresh_every"):
             self.check(name, getattr(self, name) >= 0, "at least 0")
         self.check("temperature", 0 < self.temperature < math.inf, "a number above 0")
-        self.check("weights", min(self.weights) >= 0 < max(self.weights), "one above 0, none below")
+        used = self.weights[:2] if self.igcp == "none" else self.weights
+        self.check("weights", min(self.weights) >= 0 < max(used), "one above 0, none below")
+        known = self.igcp != "none" or self.weights[2] in (0, type(self).weights[2])
+        self.check("weights", known, "0 or the default for L_inter, which igcp = 'none' leaves out")
+        self.check("batches", self.igcp == "cached" or self.batches != "groups", "igcp = 'cached' for groups")
         without_effect = {
             "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
             "asp_divisor": "igcp = 'online'" if self.igcp != "online" else None,
             "view_pairs": "igcp = 'online'" if self.igcp != "online" else None,
+            "weak_labels": "igcp = 'cached'" if self.igcp != "cached" else None,
             "ccl_level": "igcp = 'cached'" if self.igcp != "cached" else None,
+            "refresh_every": "igcp = 'cached'" if self.igcp != "cached" else None,
+            "neighbours": "refresh_every above 0" if not self.refresh_every else None,
         }
         for name, needed in without_effect.items():
             is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
             self.check(name, needed is None or is_default, f"{needed}, or the default")
+
+    @property
+    def in_groups(self) -> bool:
+        """Whether batches hold slices two by two with one weak label."""
+        return self.batches == "groups" or (self.batches == "auto" and self.igcp == "cached")
 
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -112,7 +143,8 @@ def pretrain(
     (`splits.identical_to`): a test case under another name is a test case. Writes the run folder (`train.runs`) and
     returns the path of its weights.
 
-    Raises UsageError for settings that do not fit the cache or a run folder of another run.
+    Raises UsageError for settings that do not fit the cache or a run folder of another run, CacheError for weak labels
+    that are not there or stale.
     """
     config = config or PretrainConfig()
     device = select_device(config.device)
@@ -128,8 +160,16 @@ def pretrain(
         )
     dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
     in_channels = network_channels(config.in_channels, cache.num_channels)
-    labels = cache.weak_labels() if config.igcp == "cached" else None
-    level = None if labels is None else _ccl_level(labels, dataset.slices, config)
+    slice_patients = patients(cache.rows)[cache.slice_case[dataset.slices]]
+    linkable = config.neighbours == "any" or len(np.unique(slice_patients)) > 1
+    config.check("neighbours", linkable, "'any', as there are no cases but of one patient")
+    labels, described = _weak_labels(cache, dataset.slices, config)
+    order = SliceOrder(
+        slices=dataset.slices,
+        batch_size=config.batch_size * distributed.world_size(),
+        seed=config.seed,
+        labels=labels[dataset.slices] if labels is not None and config.in_groups else None,
+    )
     run = distributed.rank_0_first(
         runs.start_run,
         run_path,
@@ -143,7 +183,7 @@ def pretrain(
             "split": None,
             "init": None,
             "unlabelled_test_cases_seen": 0,
-            "weak_labels": None if labels is None else {"name": labels.name, "level": level},
+            "weak_labels": described,
         },
     )
     weights_path = run_path / WEIGHTS_NAME
@@ -152,7 +192,7 @@ def pretrain(
     torch.manual_seed(config.seed)
     network = PretrainNet(in_channels=in_channels, filters=config.filters, projection=config.projection)
     network.to(device)
-    ccl = None if labels is None else torch.tensor(labels.ccl[level], device=device)
+    ccl = None if labels is None else torch.tensor(labels, device=device)
     losses = PretrainLosses(
         distributed.parallel(network, device),
         config=config,
@@ -160,6 +200,18 @@ def pretrain(
         ccl=ccl,
         num_superpixels=max(row.num_superpixels for row in cache.done),
     )
+    refresh = None
+    if ccl is not None and config.refresh_every:
+        refresh = Refresh(
+            dataset=dataset,
+            encoder=network.encoder,
+            ccl=ccl,
+            order=order,
+            every=config.refresh_every,
+            level=config.ccl_level,
+            neighbours=config.neighbours,
+            batch_size=config.batch_size,
+        )
     fit(
         run_path,
         network=network,
@@ -167,6 +219,8 @@ def pretrain(
         compute_losses=losses,
         config=config,
         device=device,
+        order=order,
+        refresh=refresh,
     )
     if distributed.rank() == 0:
         save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
@@ -183,11 +237,11 @@ class PretrainLosses:
     config: PretrainConfig
     in_channels: int
     ccl: Tensor | None
-    """int32 (n,): label of every slice of the cache, at the level used; None for online IGCP."""
+    """int32 (n,): label of every slice of the cache, at the level used; None unless IGCP is cached."""
     num_superpixels: int
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses `loss_ins`, `loss_intra`, `loss_inter` and their weighted sum `loss`."""
+        """The losses `loss_ins`, `loss_intra`, unless IGCP is none `loss_inter`, and their weighted sum `loss`."""
         config = self.config
         views = pretrain_views(batch.image_BCYX, generator, config=config.augment)
         images = repeat_channels(torch.cat(views), self.in_channels)
@@ -201,18 +255,6 @@ class PretrainLosses:
         instance_pairs = instance_positives(
             gather(batch.positions_B), threshold=config.position_threshold, rule=config.instance_rule
         )
-        if self.ccl is not None:
-            inter_pairs = cached_igcp_positives(self.ccl[gather(batch.slices_B)])
-        else:
-            # Only the mean over channels is used, so only that is gathered.
-            inter_pairs = online_igcp_positives(
-                gather(features_x1.detach().mean(dim=1, keepdim=True)),
-                gather(features_x2.detach().mean(dim=1, keepdim=True)),
-                gather(batch.superpixels_Bhw.int()),  # gloo knows no int16
-                num_superpixels=self.num_superpixels,
-                divide_by=config.asp_divisor,
-                view_pairs=config.view_pairs,
-            )
         sampled = sample_pixels(*pixels_x1.shape[-2:], mode=config.ilcp_pixels).to(images.device)
         embeddings = torch.cat([x.flatten(2)[..., sampled].mT for x in (pixels_x1, pixels_x2)], dim=1)
         intra_pairs, valid = ilcp_positives(batch.superpixels_Bhw.flatten(1)[:, sampled])
@@ -222,12 +264,28 @@ class PretrainLosses:
             "loss_ins": supervised_contrastive(instances, instance_pairs, temperature=t),
             "loss_intra": supervised_contrastive(embeddings, intra_pairs, temperature=t, valid=valid)
             * distributed.share(valid.any(dim=1).sum()),
-            "loss_inter": supervised_contrastive(instances, inter_pairs, temperature=t),
         }
-        total = torch.stack(
-            [weight * term for weight, term in zip(config.weights, terms.values(), strict=True)]
-        ).sum()
+        if config.igcp != "none":
+            inter_pairs = self.inter_positives(batch, features_x1, features_x2)
+            terms["loss_inter"] = supervised_contrastive(instances, inter_pairs, temperature=t)
+        weights = dict(zip(LOSS_TERMS, config.weights, strict=True))
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}
+
+    def inter_positives(self, batch: Batch, features_x1: Tensor, features_x2: Tensor) -> Tensor:
+        """The positives of L_inter over all ranks, bool (2B, 2B); features (B, C, h, w) are those of this rank."""
+        gather = distributed.gather
+        if self.ccl is not None:
+            return cached_igcp_positives(self.ccl[gather(batch.slices_B)])
+        # Only the mean over channels is used, so only that is gathered.
+        return online_igcp_positives(
+            gather(features_x1.detach().mean(dim=1, keepdim=True)),
+            gather(features_x2.detach().mean(dim=1, keepdim=True)),
+            gather(batch.superpixels_Bhw.int()),  # gloo knows no int16
+            num_superpixels=self.num_superpixels,
+            divide_by=self.config.asp_divisor,
+            view_pairs=self.config.view_pairs,
+        )
 
 
 def network_channels(wanted: int | None, cached: int) -> int:
@@ -250,17 +308,22 @@ def repeat_channels(images_BCYX: Tensor, in_channels: int) -> Tensor:
     return images_BCYX.expand(-1, in_channels, -1, -1) if images_BCYX.shape[1] == 1 else images_BCYX
 
 
-def expected_positives(labels: np.ndarray, batch_size: int) -> float:
-    """Other slices with the label of an anchor that a random batch holds, on average over anchors."""
-    counts = np.unique(labels, return_counts=True)[1]
-    return float((batch_size - 1) * (counts * (counts - 1)).sum() / (len(labels) * max(1, len(labels) - 1)))
-
-
-def _ccl_level(labels: WeakLabels, slices: np.ndarray, config: PretrainConfig) -> int:
-    """The level to train with: the one asked for, or the finest with a positive per anchor in a random batch."""
+def _weak_labels(
+    cache: Cache, slices: np.ndarray, config: PretrainConfig
+) -> tuple[np.ndarray, dict[str, Any]] | tuple[None, None]:
+    """The labels to begin with, int32 (n,) for all slices of the cache, and what the run stores of them."""
+    if config.igcp != "cached":
+        return None, None
+    labels = cache.weak_labels(config.weak_labels)
+    level = config.ccl_level
+    if level is None:
+        level = auto_level(labels.ccl[:, slices], config.batch_size)
     num_levels = len(labels.ccl)
-    if config.ccl_level is not None:
-        config.check("ccl_level", 0 <= config.ccl_level < num_levels, f"0 to {num_levels - 1}")
-        return config.ccl_level
-    enough = [expected_positives(level[slices], config.batch_size) >= 1 for level in labels.ccl]
-    return enough.index(True) if any(enough) else num_levels - 1
+    config.check("ccl_level", 0 <= level < num_levels, f"0 to {num_levels - 1}")
+    described = {
+        "name": labels.name,
+        "level": level,
+        "neighbours": labels.neighbours,
+        "descriptors": labels.descriptors,
+    }
+    return labels.ccl[level], described

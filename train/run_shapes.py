@@ -84,7 +84,7 @@ RUN: Final = {
     "split": ({"file": _text, "labelled": count},),
     "init": ({"source": _text},),
     "unlabelled_test_cases_seen": count,
-    "weak_labels": ({"name": _text, "level": count},),
+    "weak_labels": ({"name": _text, "level": count, None: _text},),
     "provenance": _object,
 }
 """run.json."""

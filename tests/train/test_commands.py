@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import shlex
 
+import numpy as np
 import pytest
 import torch
 from made_caches import write_noise
 
 from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
+from supercl_core.locks import hold
 from train.finetuning import FinetuneConfig
 from train.pretraining import PretrainConfig
 from train.runs import read_run
@@ -79,6 +82,24 @@ def test_from_cache_to_scores(supercl, cache_path, tmp_path, split):
     assert scored.code == 0
     assert "DSC" in scored.out
     assert {row["case"] for row in json.loads((run / "evaluation.json").read_text())["rows"]} == {"case_c"}
+
+
+def test_from_encoder_to_weak_labels(supercl, cache_copy, tmp_path):
+    run = tmp_path / "my run"
+    assert supercl("pretrain", cache_copy, run, *SETTINGS).code == 0
+    described = supercl("describe", cache_copy, "--encoder", run, "--batch-size", 8)
+    command = f"supercl weak-labels {cache_copy} --descriptors 'my run'"
+    assert (described.code, described.out) == (
+        0,
+        f"{cache_copy}: descriptors 'my run' of 23 slices; next: {command}\n",
+    )
+    assert "describe: 23/23 slices" in described.err
+    assert supercl(*shlex.split(command)[1:]).code == 0
+    assert supercl("describe", cache_copy, "--encoder", run, "--name", "other").code == 0
+    cache = open_cache(cache_copy)
+    assert cache.set_names("descriptors") == ["my run", "other"]
+    np.testing.assert_array_equal(cache.descriptors("my run"), cache.descriptors("other"))
+    assert cache.weak_labels("my run").descriptors == "my run"
 
 
 def test_test_cases_under_other_names_are_mentioned(supercl, tmp_path):
@@ -252,6 +273,23 @@ def test_pretraining_leaves_no_folder_when_the_split_is_missing(supercl, cache_p
 def test_missing_encoder(finetune, tmp_path):
     assert refused(finetune(init=tmp_path / "typo"), 1, "no weights here", "typo")
     assert not (tmp_path / "run").exists()
+
+
+def test_descriptors_that_cannot_be(supercl, cache_copy, tmp_path):
+    def describe(*arguments, cache=cache_copy):
+        return supercl("describe", cache, *arguments)
+
+    run = tmp_path / "run"
+    assert refused(describe("--encoder", run), 1, "no weights here", str(run))
+    assert supercl("pretrain", cache_copy, run, *SETTINGS).code == 0
+    assert refused(describe("--encoder", run, cache=tmp_path / "no.zarr"), 4, "There is no cache here.")
+    assert refused(describe("--encoder", run, "--name", "a/b"), 2, "'a/b' holds a slash", "--name")
+    assert refused(describe("--encoder", run, "--name", "intensity"), 2, "'intensity' is that of", "--name")
+    assert refused(describe("--encoder", run, "--device", "gpu7"), 2, "'gpu7'", "cannot be used")
+    with hold(cache_copy):
+        assert refused(describe("--encoder", run), 4, "The cache is in use.")
+    assert describe("--encoder", run, "--batch-size", 0).code == 2
+    assert open_cache(cache_copy).set_names("descriptors") == []
 
 
 def test_evaluation_of_no_run_or_on_no_device(supercl, finetune, cache_path, tmp_path):

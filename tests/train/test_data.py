@@ -1,7 +1,9 @@
 """Batches against a plain construction from the Zarr arrays; what a step draws; threads; normalisation."""
 
+import itertools
 import threading
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,8 @@ from made_caches import write_cache
 
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, UsageError
-from train.data import BatchLoader, SliceDataset, automatic_patch_size, normalise, slices_of_step
+from train.data import NUM_THREADS, BatchLoader, SliceDataset, automatic_patch_size, normalise
+from train.sampling import SliceOrder
 
 CPU = torch.device("cpu")
 STORAGE = {  # (rows, columns), dtype, scale, offset
@@ -189,54 +192,42 @@ def test_a_constant_channel_becomes_zero(odd):
 # ---------------------------------------------------------------- what a step draws
 
 
-def test_every_slice_is_drawn_once_an_epoch():
-    slices = np.arange(100, 112)
-    for epoch in range(3):
-        drawn = [slices_of_step(slices, 3 * epoch + i, batch_size=4, seed=5) for i in range(3)]
-        assert sorted(np.concatenate(drawn)) == slices.tolist()
-    first, second = (slices_of_step(slices, step, batch_size=12, seed=5) for step in (0, 1))
-    assert first.tolist() != second.tolist()
-
-
-def test_an_epoch_leaves_its_incomplete_batch_out():
-    drawn = np.concatenate([slices_of_step(np.arange(11), step, batch_size=4, seed=0) for step in (0, 1)])
-    assert len(set(drawn.tolist())) == 8
-
-
-def test_a_data_set_smaller_than_a_batch_fills_it_by_repetition():
-    drawn = slices_of_step(np.arange(5), 3, batch_size=13, seed=0)
-    counts = np.bincount(drawn, minlength=5)
-    assert len(drawn) == 13
-    assert set(counts.tolist()) == {2, 3}
+def load(dataset, count, *, batch_size, seed=3, labels=None, **settings):
+    """The first `count` batches of a loader; `batch_size` is that of all ranks together."""
+    order = SliceOrder(slices=dataset.slices, batch_size=batch_size, seed=seed, labels=labels)
+    with closing(iter(BatchLoader(dataset, order, device=CPU, **settings))) as batches:
+        return [next(batches) for _ in range(count)]
 
 
 def test_equal_seeds_give_equal_batches_from_any_first_step(tiny):
-    def stream(first_step, seed=3):
-        loader = BatchLoader(tiny, batch_size=6, seed=seed, device=CPU, first_step=first_step)
-        batches = iter(loader)
-        found = [next(batches) for _ in range(6 - first_step)]
-        batches.close()
-        return found
-
-    whole, resumed = stream(0), stream(4)
+    whole, resumed = load(tiny, 6, batch_size=6), load(tiny, 2, batch_size=6, first_step=4)
     for one, other in zip(whole[4:], resumed, strict=True):
         for name in ("image_BCYX", "superpixels_Bhw", "slices_B", "positions_B", "windows_BC4"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
-    assert not torch.equal(whole[0].slices_B, stream(0, seed=4)[0].slices_B)
+    assert not torch.equal(whole[0].slices_B, load(tiny, 1, batch_size=6, seed=4)[0].slices_B)
 
 
-def test_two_ranks_partition_the_global_batch(tiny):
-    def first_slices(batch_size, **ranks):
-        batches = iter(BatchLoader(tiny, batch_size=batch_size, seed=1, device=CPU, **ranks))
-        found = [next(batches).slices_B.tolist() for _ in range(3)]
-        batches.close()
-        return found
+@pytest.mark.parametrize("labels", [None, np.arange(23) // 3])
+def test_two_ranks_partition_the_global_batch(tiny, labels):
+    order = SliceOrder(slices=tiny.slices, batch_size=8, seed=3, labels=labels)
+    parts = [load(tiny, 4, batch_size=8, labels=labels, rank=rank, world_size=2) for rank in (0, 1)]
+    for whole, one, other in zip(order.batches(0), *parts, strict=False):
+        assert one.slices_B.tolist() == whole[::2].tolist()
+        assert other.slices_B.tolist() == whole[1::2].tolist()
 
-    whole = first_slices(8)
-    parts = [first_slices(4, rank=rank, world_size=2) for rank in (0, 1)]
-    for step in range(3):
-        assert sorted(parts[0][step] + parts[1][step]) == sorted(whole[step])
-        assert len(parts[0][step]) == len(parts[1][step]) == 4
+
+def test_a_restart_goes_on_with_another_order_and_drops_what_was_gathered_ahead(tiny):
+    first, second = (SliceOrder(slices=tiny.slices, batch_size=6, seed=seed) for seed in (3, 4))
+    loader = BatchLoader(tiny, first, device=CPU)
+    with closing(iter(loader)) as batches:
+        found = [next(batches) for _ in range(2)]
+        loader.restart(second, 7)
+        found += [next(batches) for _ in range(6)]
+        assert len(gathering_threads()) <= NUM_THREADS
+    wanted = load(tiny, 2, batch_size=6) + load(tiny, 6, batch_size=6, seed=4, first_step=7)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.slices_B, other.slices_B)
+        assert torch.equal(one.image_BCYX, other.image_BCYX)
 
 
 # ---------------------------------------------------------------- threads
@@ -254,15 +245,13 @@ def test_batches_come_in_order_however_long_each_takes(tiny, monkeypatch):
         return gather(slices, generator)
 
     monkeypatch.setattr(tiny, "gather", slow)
-    batches = iter(BatchLoader(tiny, batch_size=3, seed=2, device=CPU))
-    drawn = [next(batches).slices_B.tolist() for _ in range(10)]
-    batches.close()
-    wanted = [slices_of_step(tiny.slices, step, batch_size=3, seed=2).tolist() for step in range(10)]
-    assert drawn == wanted
+    drawn = [batch.slices_B.tolist() for batch in load(tiny, 10, batch_size=3)]
+    order = SliceOrder(slices=tiny.slices, batch_size=3, seed=3)
+    assert drawn == [slices.tolist() for slices in itertools.islice(order.batches(0), 10)]
 
 
 def test_the_loader_stops_its_threads_when_closed(tiny):
-    loader = BatchLoader(tiny, batch_size=2, seed=0, device=CPU)
+    loader = BatchLoader(tiny, SliceOrder(slices=tiny.slices, batch_size=2, seed=0), device=CPU)
     batches = iter(loader)
     next(batches)
     assert gathering_threads()
@@ -277,7 +266,7 @@ def test_an_error_while_gathering_reaches_the_consumer(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny, "gather", broken)
     with pytest.raises(CacheError, match="damaged"):
-        next(iter(BatchLoader(tiny, batch_size=2, seed=0, device=CPU)))
+        load(tiny, 1, batch_size=2)
     assert not gathering_threads()
 
 

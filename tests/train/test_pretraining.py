@@ -23,6 +23,7 @@ from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
+from supercl_core.weak_labels import auto_level
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch
 from train.models.unet import PretrainNet, UNet
@@ -31,12 +32,12 @@ from train.pretraining import (
     PRESETS,
     PretrainConfig,
     PretrainLosses,
-    expected_positives,
     network_channels,
     pretrain,
     repeat_channels,
 )
 from train.runs import read_metrics, read_run
+from train.sampling import SliceOrder
 
 SMALL = {
     "steps": 6,
@@ -173,7 +174,13 @@ def test_the_run_is_described(cache, whole):
     assert run["model"] == {"in_channels": 1, "num_classes": None, "filters": 4}
     assert run["cases"] == {"train": ["case_a", "case_b", "case_c", "case_d"], "validation": [], "test": []}
     assert from_dict(PretrainConfig, run["config"]) == small()
-    assert run["weak_labels"]["name"] == cache.attributes["default_weak_labels"]
+    labels = cache.weak_labels()
+    assert run["weak_labels"] == {
+        "name": labels.name,
+        "level": auto_level(labels.ccl, 6),
+        "neighbours": labels.neighbours,
+        "descriptors": labels.descriptors,
+    }
     for entry in read_metrics(whole):
         parts = entry["loss_ins"] + entry["loss_intra"] + 0.5 * entry["loss_inter"]
         assert entry["loss"] == pytest.approx(parts, rel=1e-5)
@@ -224,6 +231,7 @@ CCL = torch.tensor([7, 2, 2, 5, 7], dtype=torch.int32)
     [
         {},
         {"instance_rule": "view", "weights": (0.3, 2.0, 1.5), "temperature": 0.25},
+        {"igcp": "none", "weights": (0.3, 2.0, 0.0)},
         {"igcp": "online", "projection": 0, "in_channels": 4},
         {"igcp": "online", "asp_divisor": "image", "view_pairs": "afterwards", "position_threshold": 0.07},
     ],
@@ -256,7 +264,7 @@ def test_losses_equal_a_plain_recomposition(changes):
 
     near = np.abs(positions[:, None] - positions) < config.position_threshold
     ins_pairs = references.slice_pairs(5, near & (config.instance_rule == "position"))
-    if config.igcp == "cached":
+    if config.igcp != "online":
         inter_pairs = references.slice_pairs(5, ccl[:, None] == ccl)
     else:
         inter_pairs = references.online_igcp_pairs(
@@ -273,7 +281,9 @@ def test_losses_equal_a_plain_recomposition(changes):
         "loss_intra": plain(per_pixel.transpose(0, 2, 1), references.ilcp_pairs(superpixels), valid),
         "loss_inter": plain(instance[None, 10:], inter_pairs[None]),
     }
-    wanted["loss"] = sum(weight * term for weight, term in zip(config.weights, wanted.values(), strict=True))
+    if config.igcp == "none":
+        del wanted["loss_inter"]
+    wanted["loss"] = sum(weight * term for weight, term in zip(config.weights, wanted.values(), strict=False))
     found = {name: value.item() for name, value in losses.items()}
     assert found == pytest.approx(wanted, rel=1e-9)
     assert min(wanted.values()) > 0.1
@@ -306,11 +316,12 @@ def test_the_loss_goes_down(cache, tmp_path):
 
 @pytest.mark.parametrize("projection", [0, 8])
 @pytest.mark.parametrize("instance_rule", ["position", "view"])
-@pytest.mark.parametrize("igcp", ["cached", "online"])
+@pytest.mark.parametrize("igcp", ["cached", "online", "none"])
 def test_every_combination_of_pairs_trains(cache, tmp_path, igcp, instance_rule, projection):
     config = small(steps=2, igcp=igcp, instance_rule=instance_rule, projection=projection)
     pretrain(cache, tmp_path / "run", config=config)
-    assert (read_run(tmp_path / "run")["weak_labels"] is None) == (igcp == "online")
+    assert (read_run(tmp_path / "run")["weak_labels"] is None) == (igcp != "cached")
+    assert all(("loss_inter" in entry) == (igcp != "none") for entry in read_metrics(tmp_path / "run"))
     names = load_file(tmp_path / "run" / "weights.safetensors")
     assert any(name.startswith("pixel_head.") for name in names) == (projection > 0)
     assert [entry["step"] for entry in read_metrics(tmp_path / "run")] == [1, 2]
@@ -335,6 +346,14 @@ def test_the_published_preset_is_what_the_method_says():
     ("changes", "named"),
     [
         ({"igcp": "online", "ccl_level": 0}, "ccl_level"),
+        ({"igcp": "online", "weak_labels": "mine"}, "weak_labels"),
+        ({"igcp": "none", "refresh_every": 2}, "refresh_every"),
+        ({"igcp": "online", "batches": "groups"}, "batches"),
+        ({"igcp": "none", "batches": "groups"}, "batches"),
+        ({"neighbours": "other-cases"}, "neighbours"),
+        ({"refresh_every": -1}, "refresh_every"),
+        ({"igcp": "none", "weights": (1.0, 1.0, 0.7)}, "weights"),
+        ({"igcp": "none", "weights": (0.0, 0.0, 0.5)}, "weights"),
         ({"asp_divisor": "image"}, "asp_divisor"),
         ({"view_pairs": "afterwards"}, "view_pairs"),
         ({"instance_rule": "view", "position_threshold": 0.2}, "position_threshold"),
@@ -370,17 +389,6 @@ def test_single_channel_slices_train_a_network_of_four(cache, tmp_path):
 # ---------------------------------------------------------------- weak labels and excluded cases
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 1, 2, 0], [3] * 7, list(range(7))])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
-def test_expected_positives_is_the_mean_over_all_batches(labels, batch_size):
-    counts = [
-        sum(labels[i] == labels[j] for j in batch if j != i)
-        for batch in itertools.combinations(range(7), batch_size)
-        for i in batch
-    ]
-    assert expected_positives(np.array(labels), batch_size) == pytest.approx(np.mean(counts))
-
-
 @pytest.mark.parametrize("excluded", [(), ("case_d",)])
 @pytest.mark.parametrize("batch_size", [1, 3, 6, 9, 30])
 def test_the_finest_level_with_a_positive_per_anchor_is_taken(cache_copy, tmp_path, batch_size, excluded):
@@ -388,7 +396,8 @@ def test_the_finest_level_with_a_positive_per_anchor_is_taken(cache_copy, tmp_pa
     write_levels(cache_copy, levels)
     cache_writer.set_root_attributes(cache_copy, {"default_weak_labels": "by_hand"})
     cache = open_cache(cache_copy)
-    pretrain(cache, tmp_path / "run", config=small(steps=1, batch_size=batch_size), excluded=excluded)
+    config = small(steps=1, batch_size=batch_size, batches="random")
+    pretrain(cache, tmp_path / "run", config=config, excluded=excluded)
 
     used = [i for i, case in enumerate(cache.slice_case) if cache.rows[case].id not in excluded]
     wanted = 3
@@ -397,7 +406,77 @@ def test_the_finest_level_with_a_positive_per_anchor_is_taken(cache_copy, tmp_pa
         if (batch_size - 1) * np.mean(pairs) >= 1:
             wanted = level
     assert wanted == {1: 3, 3: 3, 6: 2, 9: 2, 30: 1}[batch_size]
-    assert read_run(tmp_path / "run")["weak_labels"] == {"name": "by_hand", "level": wanted}
+    assert read_run(tmp_path / "run")["weak_labels"]["level"] == wanted
+
+
+def named_levels(cache_path):
+    """A cache with labels `by_hand` beside its default ones: two levels, of 12 and of 3 components."""
+    write_levels(cache_path, [np.arange(23) % 12, np.arange(23) % 3])
+    return open_cache(cache_path)
+
+
+def test_labels_are_taken_by_name(cache_copy, tmp_path):
+    cache = named_levels(cache_copy)
+    pretrain(cache, tmp_path / "run", config=small(steps=1, weak_labels="by_hand", ccl_level=1))
+    assert read_run(tmp_path / "run")["weak_labels"]["name"] == "by_hand"
+    with pytest.raises(CacheError, match="no weak labels 'mine'"):
+        pretrain(cache, tmp_path / "other", config=small(weak_labels="mine"))
+    assert not (tmp_path / "other").exists()
+
+
+def drawn_slices(cache, run_path, monkeypatch, *, excluded=(), **changes):
+    """The slices of every batch that reaches the losses."""
+    drawn = []
+    compute = PretrainLosses.__call__
+
+    def seen(losses, batch, generator):
+        drawn.append(batch.slices_B.tolist())
+        return compute(losses, batch, generator)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainLosses, "__call__", seen)
+        pretrain(cache, run_path, config=small(**changes), excluded=excluded)
+    return drawn
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"batches": "groups"}, np.arange(23) % 12),
+        ({"ccl_level": 1}, np.arange(23) % 3),
+        ({"batches": "random"}, None),
+    ],
+)
+def test_cached_labels_order_the_batches_unless_told_otherwise(
+    cache_copy, tmp_path, monkeypatch, changes, labels
+):
+    settings = {"weak_labels": "by_hand", "ccl_level": 0, **changes}
+    drawn = drawn_slices(named_levels(cache_copy), tmp_path / "run", monkeypatch, **settings)
+    order = SliceOrder(slices=np.arange(23), batch_size=6, seed=0, labels=labels)
+    assert drawn == [batch.tolist() for batch in itertools.islice(order.batches(0), 6)]
+
+
+def test_groups_are_those_of_the_cases_that_are_trained_on(cache_copy, tmp_path, monkeypatch):
+    cache = named_levels(cache_copy)
+    settings = {"weak_labels": "by_hand", "ccl_level": 0}
+    drawn = drawn_slices(cache, tmp_path / "run", monkeypatch, excluded=("case_a",), **settings)
+    slices = cache.case_slices(["case_b", "case_c", "case_d"])
+    order = SliceOrder(slices=slices, batch_size=6, seed=0, labels=slices % 12)
+    assert drawn == [batch.tolist() for batch in itertools.islice(order.batches(0), 6)]
+
+
+@pytest.mark.parametrize("igcp", ["online", "none"])
+def test_batches_without_labels_are_random(cache, tmp_path, monkeypatch, igcp):
+    drawn = drawn_slices(cache, tmp_path / "run", monkeypatch, igcp=igcp, batch_size=5)
+    order = SliceOrder(slices=np.arange(23), batch_size=5, seed=0)
+    assert drawn == [batch.tolist() for batch in itertools.islice(order.batches(0), 6)]
+
+
+def test_an_odd_batch_of_groups_is_refused(cache, tmp_path):
+    with pytest.raises(UsageError, match="even size"):
+        pretrain(cache, tmp_path / "run", config=small(batch_size=5))
+    assert not (tmp_path / "run").exists()
+    pretrain(cache, tmp_path / "run", config=small(batch_size=5, batches="random", steps=1))
 
 
 def test_the_level_asked_for_is_used_and_an_unknown_one_refused(cache, tmp_path):
