@@ -84,6 +84,7 @@ bench: $(READY)  ## DATA="DIR DIR" [CACHE=] [QUICK=1] all benchmarks; those of p
 	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")
 	$(BIN)/python -m benchmarks.all $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
 	for folder in $(DATA); do $(BIN)/python -m benchmarks.verify --data $$folder $(if $(QUICK),--quick); done
+	$(BIN)/python -m benchmarks.weak_labels --data $(lastword $(DATA)) $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.forms $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.reading $(CACHE)

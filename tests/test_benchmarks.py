@@ -94,3 +94,14 @@ def test_forms_prints_sizes_and_rates(phantom: Path) -> None:
     figures = values["caches"]["phantom"]
     assert 0 < figures["archive_bytes"] < figures["cache_bytes"]
     assert min(figures["mb_per_s"].values()) > 0
+
+
+@pytest.mark.slow
+def test_weak_labels_prints_what_others_read(phantom: Path) -> None:
+    values = last_line(run_benchmark("weak_labels", "--data", phantom, "--quick"))
+    for key in ("exact_40k_seconds", "exact_40k_peak_bytes", "union_find_10m_seconds"):
+        assert values[key] > 0
+    assert 0.9 <= values["approximate_real_recall"] <= 1
+    assert 0 < values["cached_pairs_share_of_step"] < 0.1
+    assert "approximate_1m_recall" not in values
+    assert values["quick"]
