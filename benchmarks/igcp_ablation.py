@@ -3,13 +3,13 @@
     python -m benchmarks.igcp_ablation OUT --data DIR --splits FILE [--jobs 2]
 
 DIR is a data set in the layout of the Medical Segmentation Decathlon, FILE the published splits. Defaults are chosen by
-the outcome, so no case of the published test list takes part, not even as an image: all others are copied to OUT and
-preprocessed; a quarter of the patients is held out and plays the test list, the labelled ones are drawn from the rest.
-Every arm is pre-trained without the held-out cases and fine-tuned on the labelled ones with each seed; both stages get
-equal steps in every arm. Printed, and written to OUT/ablation.json: DSC of the held-out cases as mean and standard
-deviation over seeds, its difference to the arm without IGCP paired by seed, and how alike the anatomy of positive pairs
-is (Dice of class masks on a common grid, pairs of different patients only) beside that of random pairs. Run it again
-after a stop: every run goes on where it was.
+the outcome, so no case of the published test list takes part, not even as an image: all others are copied to OUT
+(smaller with --shrink) and preprocessed; a quarter of the patients is held out and plays the test list, the labelled
+ones are drawn from the rest. Every arm is pre-trained without the held-out cases and fine-tuned on the labelled ones
+with each seed; both stages get equal steps in every arm. Printed, and written to OUT/ablation.json: DSC of the held-out
+cases as mean and standard deviation over seeds, its difference to the arm without IGCP paired by seed, and how alike
+the anatomy of positive pairs is (Dice of class masks on a common grid, pairs of different patients only) beside that of
+random pairs. Run it again after a stop: every run goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -54,11 +53,14 @@ SCRATCH: Final = "from scratch"
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A data set in MSD layout.")
 @click.option("--splits", required=True, type=click.Path(path_type=Path), help="The published splits (JSON).")
+@click.option("--shrink", default=1, show_default=True, help="Pixels along rows and columns that become one.")
 @click.option("--labelled", default=8, show_default=True, help="Labelled patients.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds of every arm.")
 @click.option("--pretrain-steps", default=1000, show_default=True)
 @click.option("--finetune-steps", default=600, show_default=True)
-@click.option("--batch-size", default=32, show_default=True)
+@click.option("--batch-size", default=32, show_default=True, help="Of pre-training.")
+@click.option("--finetune-batch-size", default=32, show_default=True)
+@click.option("--finetune-lr", default=5e-3, show_default=True)
 @click.option("--filters", default=8, show_default=True)
 @click.option("--patch", default=None, type=(int, int), help="Rows and columns [default: the median slice].")
 @click.option("--jobs", default=2, show_default=True, help="Runs at a time, of one thread each.")
@@ -66,11 +68,14 @@ def main(
     out: Path,
     data: Path,
     splits: Path,
+    shrink: int,
     labelled: int,
     seeds: int,
     pretrain_steps: int,
     finetune_steps: int,
     batch_size: int,
+    finetune_batch_size: int,
+    finetune_lr: float,
     filters: int,
     patch: tuple[int, int] | None,
     jobs: int,
@@ -78,19 +83,22 @@ def main(
     """Run all arms on one data set and print the table."""
     run_with = conditions(data, "torch", quick=False)
     print(as_text(run_with))
-    prepare(out, data, splits, labelled)
-    shared = {"batch_size": batch_size, "filters": filters, "patch_size": patch, "log_every": 50}
-    budget = {"pretrain_steps": pretrain_steps, "finetune_steps": finetune_steps, **shared}
-    work = [(out, arm, seed, budget) for seed in range(seeds) for arm in (SCRATCH, *ARMS)]
+    prepare(out, data, splits, labelled, shrink)
+    shared = {"filters": filters, "patch_size": patch, "log_every": 50}
+    pretraining = {**shared, "steps": pretrain_steps, "batch_size": batch_size}
+    finetuning = {**shared, "steps": finetune_steps, "batch_size": finetune_batch_size, "lr": finetune_lr}
+    work = [(out, arm, seed, pretraining, finetuning) for seed in range(seeds) for arm in (SCRATCH, *ARMS)]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         dsc = list(pool.map(train_and_score, *zip(*work, strict=True)))
     scores: dict[str, list[float]] = {}
-    for (_, arm, _, _), value in zip(work, dsc, strict=True):
+    for (_, arm, *_), value in zip(work, dsc, strict=True):
         scores.setdefault(arm, []).append(value)
     result = {
         **run_with,
-        **budget,
+        "pretraining": pretraining,
+        "finetuning": finetuning,
+        "shrink": shrink,
         "labelled": labelled,
         "held_out_cases": len(json.loads((out / "split.json").read_text())["test"]),
         "arms": {arm: summary(arm, scores, out) for arm in scores},
@@ -100,8 +108,10 @@ def main(
     print(json.dumps(result))
 
 
-def prepare(out: Path, data: Path, splits: Path, num_labelled: int) -> None:
+def prepare(out: Path, data: Path, splits: Path, num_labelled: int, shrink: int) -> None:
     """The cache of all cases outside of the published test list, both sets of labels, and a split of these cases."""
+    import SimpleITK as sitk
+
     from preprocess import run, weak_labels
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.cache_reader import open_cache
@@ -120,9 +130,11 @@ def prepare(out: Path, data: Path, splits: Path, num_labelled: int) -> None:
     for entry in declared["training"]:
         if Path(entry["image"]).name.removesuffix(".nii.gz") not in test:
             entries.append(entry)
-            for name in (entry["image"], entry["label"]):
+            # Means of squares of pixels, and of labels the ones in the middle, so that both lie over each other.
+            for name, reduced in ((entry["image"], sitk.BinShrink), (entry["label"], sitk.Shrink)):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(data / name, folder / name)
+                volume = reduced(sitk.ReadImage(str(data / name)), [shrink, shrink, 1])
+                sitk.WriteImage(volume, str(folder / name))
     (folder / "dataset.json").write_text(json.dumps({**declared, "training": entries, "test": []}))
     cache_path = out / "cache.zarr"
     run(folder, cache_path, config=PreprocessConfig(spacing="unknown"))
@@ -142,8 +154,10 @@ def prepare(out: Path, data: Path, splits: Path, num_labelled: int) -> None:
     (out / "split.json").write_text(json.dumps(split))
 
 
-def train_and_score(out: Path, arm: str, seed: int, budget: dict[str, Any]) -> float:
-    """Mean DSC (%) of the held-out cases for one arm and seed."""
+def train_and_score(
+    out: Path, arm: str, seed: int, pretraining: dict[str, Any], finetuning: dict[str, Any]
+) -> float:
+    """Mean DSC (%) of the held-out cases for one arm and seed, with the settings of both stages."""
     import torch
 
     from supercl_core.cache_reader import open_cache
@@ -156,8 +170,6 @@ def train_and_score(out: Path, arm: str, seed: int, budget: dict[str, Any]) -> f
     from train.runs import read_evaluation
 
     torch.set_num_threads(1)
-    shared = {**budget, "seed": seed}
-    pretrain_steps, finetune_steps = shared.pop("pretrain_steps"), shared.pop("finetune_steps")
     cache = open_cache(out / "cache.zarr")
     [count] = json.loads((out / "split.json").read_text())["labelled"]
     split = read_split(
@@ -166,11 +178,12 @@ def train_and_score(out: Path, arm: str, seed: int, budget: dict[str, Any]) -> f
     init = SCRATCH.split()[-1]
     if arm != SCRATCH:
         run_path = run_folder(out, "pretrain", arm, seed)
-        config = PretrainConfig(steps=pretrain_steps, **shared, **ARMS[arm])
-        pretrain(cache, run_path, config=config, excluded=split.test)
+        pretrain_config = PretrainConfig(seed=seed, **pretraining, **ARMS[arm])
+        pretrain(cache, run_path, config=pretrain_config, excluded=split.test)
         init = str(run_path)
     run_path = run_folder(out, "finetune", arm, seed)
-    finetune(cache, run_path, split=split, init=init, config=FinetuneConfig(steps=finetune_steps, **shared))
+    config = FinetuneConfig(seed=seed, **finetuning)
+    finetune(cache, run_path, split=split, init=init, config=config)
     evaluation = read_evaluation(run_path) or evaluate(run_path, cache)
     return 100 * float(evaluation["summary"][MEAN]["dsc"])
 

@@ -241,7 +241,7 @@ def _dry_run(
     type=click.Choice(["auto", "exact", "approximate"]),
     default="auto",
     show_default=True,
-    help="auto is exact up to 200,000 slices; approximate needs the extra `index`.",
+    help="auto is exact up to 250,000 slices; approximate needs the extra `index`.",
 )
 @click.option(
     "--keep-default", is_flag=True, help="Store the labels, but leave the cache's default as it is."
