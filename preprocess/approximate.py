@@ -5,7 +5,7 @@ Called by `preprocess.ccl` for more than EXACT_LIMIT rows. faiss comes with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -30,12 +30,17 @@ SAME_SIMILARITY: Final = 1e-6
 
 
 def approximate_neighbours(
-    unit_rows: np.ndarray, groups: np.ndarray | None = None, *, seed: int = 0
+    unit_rows: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    on_rows: Callable[[int], object] = lambda count: None,
 ) -> Neighbours:
     """The most similar other row of nearly every row.
 
     `unit_rows`: float32 (n, d) of length 1, n at least 1. `groups`: integers (n,); rows of one group are never
-    neighbours. `seed`: of the sample of rows that the index learns from. A single row is its own neighbour.
+    neighbours. `seed`: of the sample of rows that the index learns from. `on_rows` is called with the number of rows
+    after each part that was searched for. A single row is its own neighbour.
 
     k-means divides the rows into 4 sqrt(n) lists, and a row is compared with those in the lists nearest to it: time
     grows with n ** 1.5. The few rows that meet no candidate there are compared with all. The result is the same on
@@ -58,6 +63,7 @@ def approximate_neighbours(
         best = np.arange(len(rows)), allowed.argmax(axis=1)
         nearest.index[rows] = np.where(allowed[best], found[best], -1)
         nearest.similarity[rows] = similarity[best]
+        on_rows(len(rows))
     left = np.flatnonzero(nearest.index < 0)
     found_exactly = _exact_neighbours(unit_rows, left, group_of_row)
     nearest.index[left], nearest.similarity[left] = found_exactly.index, found_exactly.similarity

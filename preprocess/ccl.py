@@ -153,10 +153,12 @@ def _hierarchy(
     recall = 1.0
     while True:
         groups = None if levels else cases
-        if search == "approximate" or (search == "auto" and len(nodes) > approximate.EXACT_LIMIT):
-            found = approximate.approximate_neighbours(nodes, groups)
+        many = len(nodes) > approximate.EXACT_LIMIT
+        if search != "exact" and (many or (search == "approximate" and not levels)):
+            with progress("neighbours", total=len(nodes), unit="slices") as advance:
+                found = approximate.approximate_neighbours(nodes, groups, on_rows=advance)
             if not levels:
-                recall = approximate.measured_recall(nodes, found, groups, sample=RECALL_SAMPLE, seed=0)
+                recall = approximate.measured_recall(nodes, found, groups, sample=RECALL_SAMPLE)
         else:
             found = _exact_neighbours(nodes, groups, executor)
         merged = connected_components(len(nodes), np.arange(len(nodes), dtype=np.int32), found.index)

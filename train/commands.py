@@ -101,7 +101,7 @@ def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_si
         opened, encoder, name=name, device=select_device(device), batch_size=batch_size
     )
     next_command = shlex.join(["supercl", "weak-labels", str(cache), "--descriptors", stored])
-    click.echo(f"{cache}: descriptors {stored!r} of {opened.num_slices} slices; next: {next_command}")
+    click.echo(f"{cache}: descriptors {stored!r} of {opened.num_slices:,} slices; next: {next_command}")
 
 
 @click.command(cls=_WithSettings)

@@ -1,7 +1,7 @@
 """The run folder: what it is, where it stands, and its metrics. Checkpoints belong to `train.loop`.
 
     RUN/run.json              settings, data, model, provenance, status
-    RUN/metrics.jsonl         one object a logged step
+    RUN/metrics.jsonl         one object a logged step, and one a refresh of the weak labels
     RUN/checkpoints/          full state, the last ones
     RUN/weights.safetensors   the finished network
     RUN/evaluation.json       metrics per case (fine-tuned runs)

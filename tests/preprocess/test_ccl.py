@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cache_bytes
 import made_caches
@@ -24,6 +25,7 @@ from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError, UsageError
 from supercl_core.verification import verify
 from supercl_core.weak_labels import MIN_COMPONENTS
+from supercl_core.zarr_files import read_attributes
 
 
 def random_rows(num_rows: int, seed: int, num_columns: int = 6) -> np.ndarray:
@@ -188,6 +190,38 @@ def test_a_failure_leaves_the_labels_of_before(cache_copy: Path, monkeypatch: py
             module.weak_labels(open_cache(cache_copy), neighbours="other-cases")
     assert cache_bytes.differences(before, cache_bytes.content(cache_copy)) == []
     assert not cache_copy.with_name(f"{cache_copy.name}.wip").exists()
+
+
+def test_an_approximate_search_says_how_good_it_was(
+    cache_copy: Path, supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    exact = open_cache(cache_copy).weak_labels()
+    outcome = supercl("weak-labels", cache_copy, "--search", "approximate")
+    assert outcome.code == 0
+    assert "neighbours: 23/23 slices" in outcome.err
+    np.testing.assert_array_equal(open_cache(cache_copy).weak_labels().ccl, exact.ccl)
+    folder = cache_copy / "weak_labels/intensity"
+    assert read_attributes(folder, "weak_labels/{name}")["recall"] == 1
+    monkeypatch.setattr(module.approximate, "measured_recall", lambda *_, **__: 0.75)
+    module.weak_labels(open_cache(cache_copy), search="approximate")
+    assert read_attributes(folder, "weak_labels/{name}")["recall"] == 0.75
+    monkeypatch.setattr(module.approximate, "EXACT_LIMIT", 10)
+    module.weak_labels(open_cache(cache_copy))
+    assert read_attributes(folder, "weak_labels/{name}")["recall"] == 0.75
+    module.weak_labels(open_cache(cache_copy), search="exact")
+    assert read_attributes(folder, "weak_labels/{name}")["recall"] == 1
+
+
+def test_workers_and_a_scheduler_exclude_each_other(
+    cache_copy: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    before = cache_bytes.content(cache_copy)
+    outcome = supercl("weak-labels", cache_copy, "--workers", 2, "--scheduler", scheduler)
+    assert (outcome.code, "exclude each other" in outcome.err) == (2, True)
+    outcome = supercl("weak-labels", cache_copy, "--scheduler", scheduler)
+    assert outcome.code == 0
+    assert cache_bytes.differences(before, cache_bytes.content(cache_copy)) == []
 
 
 def test_a_single_case_has_no_neighbours_in_other_cases(tmp_path: Path) -> None:
