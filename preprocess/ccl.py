@@ -173,7 +173,7 @@ def _hierarchy(
         nodes = component_means(unit_rows, component_of_slice, num_components)
         if scratch is not None:
             np.save(scratch / "nodes.npy", nodes)
-            nodes = np.load(scratch / "nodes.npy", mmap_mode="r")
+            nodes = np.lib.format.open_memmap(scratch / "nodes.npy", "r")
     return Hierarchy(
         ccl=np.stack(levels).astype(np.int32),
         nearest=np.stack(nearest_rows),
@@ -209,7 +209,7 @@ def _unit_rows(cache: Cache, descriptors: str, file: Path) -> np.ndarray:
             )
         rows[start : start + len(block)] = normalise(block)
         start += len(block)
-    return np.load(file, mmap_mode="r")
+    return np.lib.format.open_memmap(file, "r")
 
 
 def descriptor_blocks(cache: Cache, name: str) -> Iterator[np.ndarray]:

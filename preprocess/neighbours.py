@@ -51,7 +51,7 @@ def nearest_neighbours(
     neighbours. Ties go to the lower index. A single row is its own neighbour, with similarity 1.
 
     Tasks run in this thread, or in `executor`: threads share `unit_rows`, and other processes map its file where it
-    is a whole memory-mapped one (`np.load(path, mmap_mode="r")`), else they are sent blocks of it. Dask may take two
+    is a whole memory-mapped one (`np.lib.format.open_memmap(path, "r")`), else they are sent blocks of it. Dask may take two
     tasks with one file for the same: use `client.get_executor(pure=False)`. `on_block` is called after each of
     `num_block_pairs(n, block_rows)` tasks.
 

@@ -227,7 +227,9 @@ class Cache:
         attributes = read_attributes(self.path / group / name, f"{group}/{{name}}")
         if attributes["slices_digest"] != self.slices_digest:
             return True
-        used = attributes["descriptors"] if group == "weak_labels" else ""
+        used = (
+            attributes["descriptors"] if group == "weak_labels" and attributes["descriptors_digest"] else ""
+        )
         if used not in self.set_names("descriptors"):
             return False
         current = read_attributes(self.path / "descriptors" / used, "descriptors/{name}")

@@ -14,7 +14,7 @@ from supercl_core.doctor import report
 def test_everything_installed_is_ready() -> None:
     rows = dict(report())
     assert rows["extra preprocess"].startswith("ready (phantom preprocess repair weak-labels")
-    assert rows["extra train"].startswith("ready (pretrain finetune")
+    assert rows["extra train"].startswith("ready (describe pretrain finetune")
     assert "GB free" in rows["disk here"]
     assert "Python 3." in rows["system"]
     assert rows["accelerators"]
