@@ -16,8 +16,8 @@ import numpy as np
 
 from supercl_core.cache_reader import Cache, WeakLabels
 from supercl_core.cases import patients
-from supercl_core.errors import UsageError, printable
-from supercl_core.splits import identical_to
+from supercl_core.errors import printable
+from supercl_core.splits import cases_without
 from supercl_core.weak_labels import auto_level, expected_positives
 
 if TYPE_CHECKING:
@@ -197,17 +197,7 @@ def audited_slices(cache: Cache, test_case_ids: Sequence[str]) -> np.ndarray:
 
     Raises UsageError where no case is left.
     """
-    left_out = {*test_case_ids, *identical_to(cache.rows, test_case_ids)}
-    case_ids = [row.id for row in cache.done if row.id not in left_out]
-    if not case_ids:
-        raise UsageError(
-            "No case is left to look at.",
-            where=cache.path,
-            expected="cases beside those of the test list",
-            found=f"{len(cache.done)} cases, all left out",
-            next_step="Check the split, or leave it out.",
-        )
-    return cache.case_slices(case_ids)
+    return cache.case_slices(cases_without(cache.rows, test_case_ids))
 
 
 def draw_pairs(

@@ -79,6 +79,24 @@ def identical_to(rows: Sequence[CaseRow], case_ids: Iterable[str]) -> tuple[str,
     return tuple(sorted(case_id for group in groups if group & known for case_id in group - known))
 
 
+def cases_without(rows: Sequence[CaseRow], case_ids: Sequence[str]) -> list[str]:
+    """The cases that are done, but for `case_ids` and those of identical content: what pre-training may see.
+
+    Raises UsageError where no case is left.
+    """
+    left_out = {*case_ids, *identical_to(rows, case_ids)}
+    done = [row.id for row in rows if row.state == "done"]
+    left = [case_id for case_id in done if case_id not in left_out]
+    if not left:
+        raise UsageError(
+            "No case is left beside those of the test list.",
+            expected="other cases too",
+            found=f"{len(done)} cases, all left out",
+            next_step="Check the split, or leave it out.",
+        )
+    return left
+
+
 def check_contents(split: Split, rows: Sequence[CaseRow]) -> None:
     """Raise UsageError where a labelled case has the content of a test case. `rows`: the cases of the cache."""
     both = [

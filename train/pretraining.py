@@ -18,7 +18,7 @@ from supercl_core.cache_reader import Cache
 from supercl_core.cases import patients
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
-from supercl_core.splits import identical_to
+from supercl_core.splits import cases_without
 from supercl_core.weak_labels import Linked, auto_level
 from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
@@ -140,7 +140,7 @@ def pretrain(
     """Pre-train an encoder on a cache, without labels; go on where an earlier call stopped.
 
     `excluded`: case ids to leave out, such as the test cases of a study. With them go the cases of identical content
-    (`splits.identical_to`): a test case under another name is a test case. Writes the run folder (`train.runs`) and
+    (`splits.cases_without`): a test case under another name is a test case. Writes the run folder (`train.runs`) and
     returns the path of its weights.
 
     Raises UsageError for settings that do not fit the cache or a run folder of another run, CacheError for weak labels
@@ -148,16 +148,7 @@ def pretrain(
     """
     config = config or PretrainConfig()
     device = select_device(config.device)
-    left_out = {*excluded, *identical_to(cache.rows, excluded)}
-    case_ids = [row.id for row in cache.done if row.id not in left_out]
-    if not case_ids:
-        raise UsageError(
-            "No case is left to pre-train on.",
-            where=cache.path,
-            expected="cases beside those of the test list",
-            found=f"{len(cache.done)} cases, all excluded",
-            next_step="Check the split, or leave it out.",
-        )
+    case_ids = cases_without(cache.rows, excluded)
     dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
     in_channels = network_channels(config.in_channels, cache.num_channels)
     slice_patients = patients(cache.rows)[cache.slice_case[dataset.slices]]
