@@ -37,10 +37,11 @@ REFRESH_EVERY: Final = 1
 ARMS: Final[dict[str, dict[str, Any]]] = {
     "no IGCP": {"igcp": "none"},
     "online": {"igcp": "online"},
-    "cached, any": {"weak_labels": "intensity"},
-    "cached, other-cases": {"weak_labels": "intensity-other-cases"},
+    "cached, any": {"weak_labels": "intensity-any"},
+    "cached, other-cases": {"weak_labels": "intensity"},
+    "cached, other-cases, finest": {"weak_labels": "intensity", "ccl_level": 0},
     "refreshed, other-cases": {
-        "weak_labels": "intensity-other-cases",
+        "weak_labels": "intensity",
         "refresh_every": REFRESH_EVERY,
         "neighbours": "other-cases",
     },
@@ -138,7 +139,7 @@ def prepare(out: Path, data: Path, splits: Path, num_labelled: int, shrink: int)
     (folder / "dataset.json").write_text(json.dumps({**declared, "training": entries, "test": []}))
     cache_path = out / "cache.zarr"
     run(folder, cache_path, config=PreprocessConfig(spacing="unknown"))
-    weak_labels(open_cache(cache_path), neighbours="other-cases", make_default=False)
+    weak_labels(open_cache(cache_path), neighbours="any", make_default=False)
 
     rows = open_cache(cache_path).done
     patient = dict(zip((row.id for row in rows), patients(rows).tolist(), strict=True))

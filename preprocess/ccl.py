@@ -29,7 +29,7 @@ from supercl_core.errors import SuperCLError
 from supercl_core.files import wip_path
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
-from supercl_core.weak_labels import INTENSITY, MIN_COMPONENTS, Linked, labels_name
+from supercl_core.weak_labels import INTENSITY, MIN_COMPONENTS, LinkRule, labels_name, linked
 
 NORMALISED_ROWS: Final = 4096
 """Descriptors that are normalised at a time: 32 MiB of float64 where they have 1,024 features."""
@@ -59,7 +59,7 @@ def weak_labels(
     cache: Cache,
     descriptors: str = INTENSITY,
     *,
-    neighbours: Linked = "any",
+    neighbours: LinkRule = "auto",
     search: Search = "auto",
     executor: Executor | None = None,
     make_default: bool = True,
@@ -87,7 +87,7 @@ def store_weak_labels(cache: Cache, token: str) -> None:
 
     They become the default where that is missing or stale.
     """
-    _compute_and_write(cache, token, INTENSITY, "any", "auto", None)
+    _compute_and_write(cache, token, INTENSITY, "auto", "auto", None)
     default = cache.attributes["default_weak_labels"]
     if default not in cache.set_names("weak_labels") or cache.is_stale("weak_labels", default):
         set_root_attributes(cache.path, {"default_weak_labels": INTENSITY})
@@ -97,7 +97,7 @@ def _compute_and_write(
     cache: Cache,
     token: str,
     descriptors: str,
-    neighbours: Linked,
+    neighbours: LinkRule,
     search: Search,
     executor: Executor | None,
 ) -> None:
@@ -106,8 +106,10 @@ def _compute_and_write(
     scratch = wip_path(cache.path) / token / "labels"
     scratch.mkdir(parents=True)
     unit_rows = _unit_rows(cache, descriptors, scratch / "slices.npy")
-    cases = patients(cache.rows)[cache.slice_case] if neighbours == "other-cases" else None
-    hierarchy = _hierarchy(unit_rows, cases, search=search, executor=executor, scratch=scratch)
+    patient = patients(cache.rows)[cache.slice_case]
+    rule = linked(neighbours, patient)
+    groups = patient if rule == "other-cases" else None
+    hierarchy = _hierarchy(unit_rows, groups, search=search, executor=executor, scratch=scratch)
     check_lock(cache.path, token)
     write_weak_labels(
         cache.path,
@@ -117,7 +119,7 @@ def _compute_and_write(
             "num_components": list(hierarchy.num_components),
             "descriptors": descriptors,
             "descriptors_digest": digest,
-            "neighbours": neighbours,
+            "neighbours": rule,
             "recall": hierarchy.recall,
             "slices_digest": cache.slices_digest,
             "provenance": provenance.record(),

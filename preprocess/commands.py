@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.cases import CaseRow
     from supercl_core.errors import SuperCLError
-    from supercl_core.weak_labels import Linked
+    from supercl_core.weak_labels import LinkRule
 
 
 @click.command()
@@ -231,10 +231,10 @@ def _dry_run(
 )
 @click.option(
     "--neighbours",
-    type=click.Choice(["any", "other-cases"]),
-    default="any",
+    type=click.Choice(["auto", "any", "other-cases"]),
+    default="auto",
     show_default=True,
-    help="Whether slices of one case may be linked.",
+    help="Whether slices of one patient may be linked; auto: not where there are two patients.",
 )
 @click.option(
     "--search",
@@ -253,7 +253,7 @@ def _dry_run(
 def weak_labels(
     cache: Path,
     descriptors: str,
-    neighbours: Linked,
+    neighbours: LinkRule,
     search: Search,
     keep_default: bool,
     workers: int | None,
@@ -262,12 +262,12 @@ def weak_labels(
     """Compute CCL weak labels of CACHE: which slices are positive pairs in pre-training (IGCP).
 
     Every slice is linked to its nearest neighbour; linked slices share a label; groups are averaged and linked again,
-    to coarser and coarser levels. Labels are stored under the name of their descriptors (NAME, or NAME-other-cases)
-    beside those that are there, and become the default of the cache. Equal descriptors give equal labels, whatever
-    the workers. A stop leaves the labels of before.
+    to coarser and coarser levels. Labels are stored under the name of their descriptors (NAME, or NAME-any) beside
+    those that are there, and become the default of the cache. Equal descriptors give equal labels, whatever the
+    workers. A stop leaves the labels of before.
 
     \b
-    Example:  supercl weak-labels heart.zarr --neighbours other-cases
+    Example:  supercl weak-labels heart.zarr --neighbours any
               supercl describe heart.zarr --encoder runs/pretrain
               supercl weak-labels heart.zarr --descriptors pretrain
               supercl inspect heart.zarr --pairs

@@ -51,9 +51,9 @@ def nearest_neighbours(
     neighbours. Ties go to the lower index. A single row is its own neighbour, with similarity 1.
 
     Tasks run in this thread, or in `executor`: threads share `unit_rows`, and other processes map its file where it
-    is a whole memory-mapped one (`np.lib.format.open_memmap(path, "r")`), else they are sent blocks of it. Dask may take two
-    tasks with one file for the same: use `client.get_executor(pure=False)`. `on_block` is called after each of
-    `num_block_pairs(n, block_rows)` tasks.
+    is a whole memory-mapped one (`np.lib.format.open_memmap(path, "r")`), else they are sent blocks of it. Dask may
+    take two tasks with one file for the same: use `client.get_executor(pure=False)`. `on_block` is called after each
+    of `num_block_pairs(n, block_rows)` tasks.
 
     The result depends on the rows only, in every bit: not on `block_rows`, the executor or the order of tasks.
     Raises UsageError where all rows are of one group, ValueError where a value is not finite.

@@ -17,6 +17,9 @@ Linked = Literal["any", "other-cases"]
 
 LINKED: Final[tuple[str, ...]] = get_args(Linked)
 
+LinkRule = Literal["auto", "any", "other-cases"]
+"""What may be asked for; `auto` is `other-cases` where there are two patients, else `any`."""
+
 INTENSITY: Final = "intensity"
 """Name of the descriptors from intensities, which every cache has in its arrays `asp`."""
 
@@ -24,9 +27,16 @@ MIN_COMPONENTS: Final = 5
 """The hierarchy stops before a level with fewer components (DESIGN)."""
 
 
-def labels_name(descriptors: str, neighbours: Linked) -> str:
-    """The name of the labels made of some descriptors: that of these, and the rule of the links unless it is `any`."""
-    return descriptors if neighbours == "any" else f"{descriptors}-{neighbours}"
+def linked(neighbours: LinkRule, patient_of_slice: np.ndarray) -> Linked:
+    """The rule of the links that was asked for. `patient_of_slice`: integers (n,)."""
+    if neighbours == "auto":
+        return "other-cases" if (patient_of_slice != patient_of_slice[0]).any() else "any"
+    return neighbours
+
+
+def labels_name(descriptors: str, neighbours: LinkRule) -> str:
+    """The name of the labels made of some descriptors: that of these, and the rule of the links unless it is `auto`."""
+    return descriptors if neighbours == "auto" else f"{descriptors}-{neighbours}"
 
 
 def grid_positions(size: int) -> np.ndarray:

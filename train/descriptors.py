@@ -69,7 +69,7 @@ def store_descriptors(
     problem = case_id_problem(name)
     if name == INTENSITY:
         problem = "is that of the intensities"
-    elif name.endswith(f"-{LINKED[-1]}"):
+    elif name.endswith(tuple(f"-{rule}" for rule in LINKED)):
         problem = "ends like that of labels"
     if problem:
         raise UsageError(

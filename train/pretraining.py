@@ -19,7 +19,7 @@ from supercl_core.cases import patients
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
 from supercl_core.splits import cases_without
-from supercl_core.weak_labels import Linked, auto_level
+from supercl_core.weak_labels import LinkRule, auto_level, linked
 from train import distributed, runs
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, SliceDataset
@@ -79,7 +79,7 @@ class PretrainConfig(LoopConfig):
     refresh_every: int = 0
     """For cached IGCP: epochs after which the weak labels are computed again, from the encoder in training, and from
     then on again and again; 0 keeps those of the cache."""
-    neighbours: Linked = "any"
+    neighbours: LinkRule = "auto"
     """For a refresh: whether a slice may be linked to one of its own patient. For labels of the cache it was decided
     when they were made."""
     asp_divisor: AspDivisor = "superpixel"
@@ -152,7 +152,8 @@ def pretrain(
     dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
     in_channels = network_channels(config.in_channels, cache.num_channels)
     slice_patients = patients(cache.rows)[cache.slice_case[dataset.slices]]
-    linkable = config.neighbours == "any" or len(np.unique(slice_patients)) > 1
+    rule = linked(config.neighbours, slice_patients)
+    linkable = rule == "any" or linked("auto", slice_patients) == rule
     config.check("neighbours", linkable, "'any', as there are no cases but of one patient")
     labels, described = _weak_labels(cache, dataset.slices, config)
     order = SliceOrder(
@@ -200,7 +201,7 @@ def pretrain(
             order=order,
             every=config.refresh_every,
             level=config.ccl_level,
-            neighbours=config.neighbours,
+            neighbours=rule,
             batch_size=config.batch_size,
         )
     fit(

@@ -59,7 +59,7 @@ def test_summary_counts_what_is_there(cache_path: Path) -> None:
     assert values["size_bytes"] == sum(f.stat().st_size for f in cache_path.rglob("*") if f.is_file())
     [labels] = values["weak_labels"]
     assert (labels["name"], labels["is_default"], labels["is_stale"]) == ("intensity", True, False)
-    assert (labels["descriptors"], labels["neighbours"]) == ("intensity", "any")
+    assert (labels["descriptors"], labels["neighbours"]) == ("intensity", "other-cases")
     assert labels["num_components"] == list(open_cache(cache_path).weak_labels().num_components)
 
 

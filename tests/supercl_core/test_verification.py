@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preprocess import weak_labels
 from supercl_core import case_check, verification
 from supercl_core.cache_reader import open_cache
 from supercl_core.cache_writer import (
@@ -527,8 +528,9 @@ Labels = dict[str, np.ndarray]
 
 
 def two_levels(path: Path) -> tuple[Labels, list[int]]:
-    """The labels of a cache and, above its six components, a level that merges 0 and 1, 2 and 3, 4 and 5."""
-    stored = open_cache(path).weak_labels()
+    """Labels of a cache and, above their six components, a level that merges 0 and 1, 2 and 3, 4 and 5."""
+    name = weak_labels(open_cache(path), neighbours="any", make_default=False)
+    stored = open_cache(path).weak_labels(name)
     (count,) = stored.num_components
     assert count == 6
     size = stored.ccl.shape[1]

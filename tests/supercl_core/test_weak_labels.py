@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from supercl_core.schema import ASP_GRID
-from supercl_core.weak_labels import auto_level, expected_positives, grid_positions, labels_name
+from supercl_core.weak_labels import auto_level, expected_positives, grid_positions, labels_name, linked
 
 
 def test_labels_are_named_after_their_descriptors_and_the_rule_of_the_links() -> None:
-    assert labels_name("intensity", "any") == "intensity"
+    assert labels_name("intensity", "auto") == "intensity"
+    assert labels_name("intensity", "any") == "intensity-any"
     assert labels_name("run", "other-cases") == "run-other-cases"
+
+
+def test_slices_of_one_patient_are_linked_where_there_is_no_other() -> None:
+    assert linked("auto", np.array([3, 3, 3])) == "any"
+    assert linked("auto", np.array([3, 3, 4])) == "other-cases"
+    assert linked("any", np.array([3, 4])) == "any"
 
 
 @pytest.mark.parametrize("size", [1, 7, 32, 33, 512, 1999])
