@@ -13,6 +13,8 @@ import made_caches
 import numpy as np
 import pytest
 import references
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from preprocess import ccl as module
 from preprocess import run
@@ -73,6 +75,18 @@ def test_nearest_and_similarity_fill_the_nodes_of_a_level_and_nothing_more(deep:
         assert (deep.nearest[level, num_nodes:] == -1).all()
         assert np.isfinite(deep.similarity[level, :num_nodes]).all()
         assert np.isnan(deep.similarity[level, num_nodes:]).all()
+
+
+def test_every_level_is_what_scipy_makes_of_its_links(deep: module.Hierarchy) -> None:
+    finer = np.arange(400)
+    for ccl, nearest, count in zip(deep.ccl, deep.nearest, deep.num_components, strict=True):
+        links = nearest[nearest >= 0]
+        graph = coo_array((np.ones(len(links)), (np.arange(len(links)), links)), (len(links), len(links)))
+        num_components, label_of_node = connected_components(graph, directed=False)
+        assert num_components == count
+        # SciPy numbers components in the order of their smallest nodes too.
+        np.testing.assert_array_equal(label_of_node[finer], ccl)
+        finer = ccl
 
 
 def test_two_slices_linked_at_a_level_share_its_label(deep: module.Hierarchy) -> None:
