@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -222,6 +223,10 @@ def _geometry(path: Path, file: VolumeFile, reader: Any) -> Geometry:
     )
 
 
+_READING: Final = threading.Lock()
+"""Held while SimpleITK reads: two threads that do so at a time may, rarely, abort the process (SimpleITK issue 74)."""
+
+
 def _header(reader: Any) -> Header:
     size = [*reader.GetSize(), 1, 1, 1][:4]
     return Header(
@@ -261,7 +266,8 @@ def _reader(path: Path) -> Iterator[tuple[VolumeFile, Any]]:
 
 def _run(path: Path, action: Any) -> Any:
     try:
-        return action()
+        with _READING:
+            return action()
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # Addresses in memory and the full path differ from run to run, and the reason is stored.

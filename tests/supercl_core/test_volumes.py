@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import struct
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -513,3 +516,32 @@ def test_any_bytes_give_an_error_of_ours(
     path.write_bytes(start.get(suffix, b"") + content)
     with pytest.raises(SuperCLError):
         read_volume(path)
+
+
+def test_threads_that_read_at_a_time_do_not_abort_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two threads within SimpleITK may, once in a thousand runs: what can be tested is that there are never two.
+    paths = [tmp_path / f"{index}.nrrd" for index in range(6)]
+    for path in paths:
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(path))
+    at_a_time = {"now": 0, "most": 0}
+
+    def watched(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            at_a_time["now"] += 1
+            at_a_time["most"] = max(at_a_time.values())
+            time.sleep(0.005)
+            try:
+                return method(*arguments)
+            finally:
+                at_a_time["now"] -= 1
+
+        return call
+
+    for name in ("ReadImageInformation", "Execute"):
+        monkeypatch.setattr(sitk.ImageFileReader, name, watched(getattr(sitk.ImageFileReader, name)))
+    with ThreadPoolExecutor(6) as pool:
+        shapes = [volume.array_CZYX.shape for volume in pool.map(read_volume, paths)]
+    assert shapes == [(1, 2, 3, 4)] * 6
+    assert at_a_time == {"now": 0, "most": 1}
