@@ -218,7 +218,6 @@ def purity(out: Path, arm: str, seed: int) -> dict[str, float]:
     import torch
 
     from supercl_core.cache_reader import open_cache
-    from supercl_core.cases import patients
     from supercl_core.pair_audit import anatomy, draw_pairs, mask_dice
     from train.runs import read_run
 
@@ -226,7 +225,7 @@ def purity(out: Path, arm: str, seed: int) -> dict[str, float]:
     run_path = run_folder(out, "pretrain", arm, seed)
     run = read_run(run_path)
     slices = cache.case_slices(run["cases"]["train"])
-    patient = patients(cache.rows)[cache.slice_case[slices]]
+    patient = cache.slice_patient[slices]
     generator = np.random.default_rng(0)
     if arm == "online":
         pairs = online_pairs(cache, run, run_path, slices)

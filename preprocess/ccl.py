@@ -24,7 +24,6 @@ from preprocess.neighbours import Neighbours, nearest_neighbours, num_block_pair
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache, open_cache
 from supercl_core.cache_writer import set_root_attributes, write_weak_labels
-from supercl_core.cases import patients
 from supercl_core.errors import SuperCLError
 from supercl_core.files import wip_path
 from supercl_core.locks import check_lock, hold
@@ -106,9 +105,8 @@ def _compute_and_write(
     scratch = wip_path(cache.path) / token / "labels"
     scratch.mkdir(parents=True)
     unit_rows = _unit_rows(cache, descriptors, scratch / "slices.npy")
-    patient = patients(cache.rows)[cache.slice_case]
-    rule = linked(neighbours, patient)
-    groups = patient if rule == "other-cases" else None
+    rule = linked(neighbours, cache.slice_patient)
+    groups = cache.slice_patient if rule == "other-cases" else None
     hierarchy = _hierarchy(unit_rows, groups, search=search, executor=executor, scratch=scratch)
     check_lock(cache.path, token)
     write_weak_labels(

@@ -16,7 +16,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.cases import CaseRow, case_id_problem, rows_from_arrays, slice_columns, slices_digest
+from supercl_core.cases import (
+    CaseRow,
+    case_id_problem,
+    patients,
+    rows_from_arrays,
+    slice_columns,
+    slices_digest,
+)
 from supercl_core.errors import CacheError
 from supercl_core.schema import (
     ARCHIVE_FORM,
@@ -155,6 +162,11 @@ class Cache:
     def failed(self) -> list[CaseRow]:
         """The rows of the cases that failed, each with its reason."""
         return [row for row in self.rows if row.state == "failed"]
+
+    @functools.cached_property
+    def slice_patient(self) -> np.ndarray:
+        """Integers (n,): the patient of each slice (`cases.patients`)."""
+        return patients(self.rows)[self.slice_case]
 
     @functools.cached_property
     def slices_digest(self) -> str:

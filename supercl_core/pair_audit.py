@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from supercl_core.cache_reader import Cache, WeakLabels
-from supercl_core.cases import patients
 from supercl_core.errors import printable
 from supercl_core.splits import cases_without
 from supercl_core.weak_labels import auto_level, expected_positives
@@ -132,13 +131,13 @@ def audit(
     `test_case_ids` are left out of everything, as are the cases of identical content: what is left are the slices
     that pre-training with the same split draws from. A mean over pairs is one over `num_pairs` pairs, drawn with
     replacement: the anchor uniformly among the slices that have a partner, then one of its partners uniformly. A
-    patient is a case, or all cases that are one patient (`patients`). Memory: about 10 KiB a slice.
+    patient is a case, or all cases that are one patient (`cases.patients`). Memory: about 10 KiB a slice.
 
     Raises UsageError where no case is left.
     """
     slices = audited_slices(cache, test_case_ids)
     rows = [cache.rows[index] for index in cache.slice_case[slices]]
-    patient = patients(cache.rows)[cache.slice_case[slices]]
+    patient = cache.slice_patient[slices]
     truth = np.flatnonzero([row.has_ground_truth for row in rows])
     position = cache.slice_position[slices].astype(np.float64)
     ccl = labels.ccl[:, slices]

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from supercl_core.cache_reader import Cache, WeakLabels
-from supercl_core.cases import patients
 from supercl_core.files import atomic_file
 from supercl_core.pair_audit import audited_slices
 from supercl_core.pictures import boundaries, class_name, class_rgb, grey_slice
@@ -70,7 +69,7 @@ def gallery(
     UsageError where no case is left.
     """
     slices = audited_slices(cache, test_case_ids)
-    patient = patients(cache.rows)[cache.slice_case[slices]]
+    patient = cache.slice_patient[slices]
     ccl = labels.ccl[:, slices]
     auto = auto_level(ccl, batch_size)
     strips, shown = [], []

@@ -7,6 +7,18 @@ from safetensors.torch import load_file
 
 from train.runs import read_metrics
 
+SMALL = {
+    "steps": 6,
+    "batch_size": 6,
+    "patch_size": (32, 32),
+    "filters": 4,
+    "warmup_steps": 2,
+    "device": "cpu",
+    "log_every": 1,
+    "checkpoint_every": 2,
+}
+"""Settings of a run of seconds on the tiny cache."""
+
 
 class Killed(BaseException):
     """Stands for the death of the process."""

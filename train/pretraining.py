@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from supercl_core.cache_reader import Cache
-from supercl_core.cases import patients
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
 from supercl_core.splits import cases_without
@@ -151,7 +150,7 @@ def pretrain(
     case_ids = cases_without(cache.rows, excluded)
     dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
     in_channels = network_channels(config.in_channels, cache.num_channels)
-    slice_patients = patients(cache.rows)[cache.slice_case[dataset.slices]]
+    slice_patients = cache.slice_patient[dataset.slices]
     rule = linked(config.neighbours, slice_patients)
     linkable = rule == "any" or linked("auto", slice_patients) == rule
     config.check("neighbours", linkable, "'any', as there are no cases but of one patient")

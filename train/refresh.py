@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supercl_core.cases import patients
 from supercl_core.weak_labels import Linked, auto_level
 from train import distributed
 from train.data import SliceDataset
@@ -76,7 +75,7 @@ class Refresh:
         descriptors = describe(self.encoder, cache, self.dataset.case_ids, device=self.ccl.device)
         groups = None
         if self.neighbours == "other-cases":
-            groups = torch.from_numpy(patients(cache.rows)[cache.slice_case[slices]]).to(self.ccl.device)
+            groups = torch.from_numpy(cache.slice_patient[slices]).to(self.ccl.device)
         levels = first_neighbour_hierarchy(descriptors, groups)
         if self.level is None:
             level = auto_level(torch.stack(levels).cpu().numpy(), self.batch_size)

@@ -6,7 +6,6 @@ import shlex
 
 import numpy as np
 import pytest
-import torch
 from made_caches import write_noise
 
 from supercl_core import cache_writer
@@ -18,11 +17,6 @@ from train.runs import read_run
 
 TINY = ["steps=2", "batch_size=4", "patch_size=[32, 32]", "filters=4", "device=cpu"]
 SETTINGS = [part for assignment in TINY for part in ("--set", assignment)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

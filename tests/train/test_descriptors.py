@@ -28,11 +28,6 @@ NUM_SLICES = 23
 """Of the tiny cache."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def make_encoder(in_channels=1, seed=0):
     """A random encoder whose batch norms have seen images."""
     torch.manual_seed(seed)

@@ -26,11 +26,6 @@ CLASSES = ("background", "anterior", "posterior")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def trained(cache_path, tmp_path_factory):
     """A run fine-tuned on case_b, long enough to predict every class somewhere; case_a and case_c are tested."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training
 from made_caches import write_noise
 from safetensors.torch import load_file
 from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
@@ -27,25 +28,11 @@ from train.models.unet import UNet
 from train.pretraining import PretrainConfig, pretrain
 from train.runs import read_metrics, read_run
 
-SMALL = {
-    "steps": 6,
-    "batch_size": 4,
-    "patch_size": (32, 32),
-    "filters": 4,
-    "warmup_steps": 2,
-    "device": "cpu",
-    "log_every": 1,
-    "checkpoint_every": 2,
-}
+SMALL = {**training.SMALL, "batch_size": 4}
 SPLIT = Split(file="split.json", labelled=("case_a", "case_b"), test=("case_c",), num_labelled_keys=2)
 UNCHANGED = AugmentConfig(
     p_brightness=0.0, p_contrast=0.0, p_blur=0.0, p_geometric=0.0, crop=(1.0, 1.0), mirror_axes=()
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

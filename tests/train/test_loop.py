@@ -26,11 +26,6 @@ CPU = torch.device("cpu")
 NUM_STEPS = 9
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def dataset(cache_path):
     return SliceDataset(open_cache(cache_path), patch_size=(16, 16))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import references
 import torch
+import training
 from made_caches import write_levels, write_noise
 from safetensors.torch import load_file
 from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
@@ -39,22 +40,7 @@ from train.pretraining import (
 from train.runs import read_metrics, read_run
 from train.sampling import SliceOrder
 
-SMALL = {
-    "steps": 6,
-    "batch_size": 6,
-    "patch_size": (32, 32),
-    "filters": 4,
-    "projection": 8,
-    "warmup_steps": 2,
-    "device": "cpu",
-    "log_every": 1,
-    "checkpoint_every": 2,
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+SMALL = {**training.SMALL, "projection": 8}
 
 
 @pytest.fixture

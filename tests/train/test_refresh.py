@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import training
 from made_caches import write_levels, write_noise
 from training import Killed, assert_same_weights, call_at, kill, losses_of
 
@@ -30,28 +31,12 @@ from train.sampling import SliceOrder
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-SMALL = {
-    "steps": 10,
-    "batch_size": 6,
-    "patch_size": (32, 32),
-    "filters": 4,
-    "projection": 8,
-    "warmup_steps": 2,
-    "device": "cpu",
-    "log_every": 1,
-    "checkpoint_every": 2,
-    "refresh_every": 1,
-}
+SMALL = {**training.SMALL, "projection": 8, "steps": 10, "refresh_every": 1}
 NUM_SLICES = 23
 FIRST = np.arange(NUM_SLICES) // 6
 """Labels of the cache: 4 components, 12 pairs, an epoch of 4 steps."""
 SECOND = np.arange(NUM_SLICES) % 8
 """Labels of a refresh: 8 components, 15 pairs, an epoch of 5 steps."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
