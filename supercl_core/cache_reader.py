@@ -9,6 +9,7 @@ their size, so that no crafted cache makes it read elsewhere; checksums of slice
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,11 +218,13 @@ class Cache:
 
     def descriptors(self, name: str) -> np.ndarray:
         """The descriptors `name` of every slice from an encoder, float32 (n, d). Raises CacheError as `weak_labels`."""
-        folder, _ = self._set("descriptors", name)
+        folder, attributes = self._set("descriptors", name)
         [spec] = DESCRIPTOR_ARRAYS
         values = read_array(folder / spec.name, spec)
         if len(values) != self.num_slices:
             raise damaged(folder / spec.name, f"{self.num_slices} rows", f"{len(values)}")
+        if hashlib.sha256(values.data).hexdigest() != attributes["digest"]:
+            raise damaged(folder / spec.name, "values that `digest` was made of", "others")
         return values
 
     def descriptors_digest(self, name: str) -> str:

@@ -19,9 +19,6 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
-from supercl_core.cache_reader import open_cache
-from supercl_core.schema import ASP_GRID
-
 SPACING_MM = (3.0, 0.9, 0.8)
 """Along z, y, x."""
 TILTED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
@@ -140,8 +137,7 @@ def cache_copy(cache_path: Path, tmp_path: Path) -> Path:
 def full_cache_path(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tiny cache with all that a cache may have: descriptors, named like its labels, too."""
     path = Path(shutil.copytree(cache_path, tmp_path_factory.mktemp("full") / "full.zarr"))
-    values = np.random.default_rng(0).random((open_cache(path).num_slices, ASP_GRID**2), np.float32)
-    made_caches.write_descriptors(path, "intensity", values)
+    made_caches.add_descriptors(path)
     return path
 
 

@@ -96,6 +96,12 @@ def label_attributes(path, num_components):
     }
 
 
+def add_descriptors(path):
+    """Descriptors of noise, named like the labels from intensities: with them a cache has all that one may have."""
+    values = np.random.default_rng(0).random((open_cache(path).num_slices, ASP_GRID**2), np.float32)
+    write_descriptors(path, "intensity", values)
+
+
 def write_descriptors(path, name, values):
     """Descriptors of the slices that the cache at `path` holds now."""
     attributes = {

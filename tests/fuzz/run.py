@@ -73,12 +73,14 @@ def _arguments() -> argparse.Namespace:
 def _build_world(folder: Path) -> None:
     """The valid files that all parsers start from."""
     from conftest import tiny_cases, write_msd_folder
+    from made_caches import add_descriptors
 
     from preprocess import run
 
     cases = tiny_cases()
     write_msd_folder(folder / "Task99_Tiny", {name: cases[name] for name in ("case_a", "case_d")})
     run(folder / "Task99_Tiny", folder / "tiny.zarr", num_workers=1)
+    add_descriptors(folder / "tiny.zarr")
 
 
 def _campaign(name: str, world: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -185,6 +185,17 @@ def test_descriptors_by_name(cache_copy: Path) -> None:
     assert (caught.value.expected, "supercl describe" in caught.value.next_step) == ("encoder", True)
 
 
+def test_descriptors_of_another_encoder_are_not_taken_for_these(cache_copy: Path) -> None:
+    values = np.random.default_rng(0).random((open_cache(cache_copy).num_slices, 5), np.float32)
+    made_caches.write_descriptors(cache_copy, "encoder", values)
+    chunk = cache_copy / "descriptors/encoder/values/c/0/0"
+    foreign = chunk.read_bytes()
+    made_caches.write_descriptors(cache_copy, "encoder", 1 - values)
+    chunk.write_bytes(foreign)  # its checksum fits
+    with pytest.raises(CacheError, match="digest"):
+        open_cache(cache_copy).descriptors("encoder")
+
+
 def test_descriptors_and_labels_of_other_slices_are_stale(cache_copy: Path) -> None:
     cache = open_cache(cache_copy)
     made_caches.write_descriptors(cache_copy, "encoder", np.ones((cache.num_slices, 5), np.float32))
