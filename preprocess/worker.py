@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import errno
 import fcntl
@@ -11,7 +10,6 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +20,7 @@ from supercl_core.cache_writer import write_case
 from supercl_core.cases import CaseRow, case_key
 from supercl_core.errors import SuperCLError, storage_error
 from supercl_core.locks import check_lock
+from supercl_core.memory import keep_freed_memory
 from supercl_core.sources import CaseSource
 from supercl_core.volumes import Volume, read_volume
 
@@ -49,7 +48,9 @@ def compute_case(
     the system takes no more (a full disk, too many open files), and CacheError where the run has lost its lock.
     """
     check_software(versions, host=socket.gethostname())
-    _keep_freed_memory()
+    # Dask tells its worker processes to hand back everything beyond 64 KiB. The kernels' few megabytes a slice would
+    # then be new to the process at every slice: two thirds of its system time.
+    keep_freed_memory(256 << 20)
     try:
         stamp = source_stamp(case)
         computed = _computed(case, config, num_channels, num_classes)
@@ -114,20 +115,6 @@ def _computed(case: CaseSource, config: PreprocessConfig, num_channels: int, num
     image = read_volume(case.image_path)
     compile_kernels(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
     return process_case(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let glibc's malloc keep up to 256 MiB that were freed, once for this process.
-
-    Dask's worker processes are told to hand back everything beyond 64 KiB. The kernels' few megabytes a slice would
-    then be new to the process at every slice: two thirds of its system time. Elsewhere than on glibc nothing happens.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(m_trim_threshold, 256 << 20)
-        set_option(m_mmap_threshold, 32 << 20)
 
 
 def _check_unchanged(case: CaseSource, stamp: list[list[int]]) -> None:

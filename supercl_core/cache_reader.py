@@ -1,16 +1,15 @@
 """Reading a cache: the tables at once, the arrays of a case through a memory map.
 
 A mapped array is one file (see `schema`): slice z starts at z * (slice bytes + 4). The whole array is therefore
-one strided NumPy view of the map, and taking a slice copies nothing. The reader checks tables altogether and files by
-their size, so that no crafted cache makes it read elsewhere; checksums of slices are the business of
-`verification` and of Zarr. Called by training and inspection.
+one strided NumPy view of the map, and taking a slice copies nothing (`mapped_shard`). The reader checks tables
+altogether and files by their size, so that no crafted cache makes it read elsewhere; checksums of slices are the
+business of `verification` and of Zarr. Called by training and inspection.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +25,9 @@ from supercl_core.cases import (
     slices_digest,
 )
 from supercl_core.errors import CacheError
+from supercl_core.mapped_shard import MappedShard, load
 from supercl_core.schema import (
     ARCHIVE_FORM,
-    CHECKSUM_BYTES,
     DESCRIPTOR_ARRAYS,
     LABEL_ARRAYS,
     SCHEMA_VERSION,
@@ -43,7 +42,6 @@ from supercl_core.zarr_files import (
     read_array,
     read_attributes,
     read_node,
-    shard_bytes,
     shard_path,
 )
 
@@ -96,6 +94,17 @@ class CachedCase:
     def asp_ZGG(self) -> np.ndarray:
         """ASP maps, float16 (z, g, g), 0..1."""
         return self.cache.mapped(self.row, "asp")
+
+    def read(self, name: str, slices: slice) -> np.ndarray:
+        """A copy of some slices of the array `name`, (z, ...).
+
+        Raises StorageError where its file cannot be read any more, such as on a mount that is gone: to look at the
+        views above kills the process then.
+        """
+        shard = self.cache.shard(self.row, name)
+        rows = slice(0, shard.array.shape[-2])
+        load((shard, z, rows) for z in range(*slices.indices(len(shard.array))))
+        return shard.array[slices].copy()
 
     @functools.cached_property
     def attributes(self) -> dict[str, Any]:
@@ -278,13 +287,16 @@ class Cache:
 
     def mapped(self, row: CaseRow, name: str) -> np.ndarray:
         """The mapped case array `name` with the slice axis first, read-only."""
+        return self.shard(row, name).array
+
+    def shard(self, row: CaseRow, name: str) -> MappedShard:
+        """The mapped file of the case array `name`, for `mapped_shard.load`."""
         return self._map(row.id, name)
 
-    def _open_map(self, case_id: str, name: str) -> np.ndarray:
+    def _open_map(self, case_id: str, name: str) -> MappedShard:
         row = self.rows[self._row_index[case_id]]
-        shape, dtype = row.slice_layout(name)
         file = self.path / "cases" / case_id / shard_path(array_spec(name))
-        return map_shard(file, row.shape[1], shape, dtype)
+        return MappedShard(file, row.shape[1], *row.slice_layout(name))
 
     def _checked_rows(self) -> list[CaseRow]:
         folder = self.path / "table"
@@ -381,20 +393,3 @@ def check_version(path: Path) -> None:
             found="no attributes of supercl" if version is None else f"version {version!r:.20}",
             next_step="Preprocess the data set again into a new cache, or use the version of supercl that wrote it.",
         )
-
-
-def map_shard(file: Path, num_slices: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Map one shard file as a read-only array (num_slices, *shape).
-
-    Raises CacheError when the file is missing or not of the size that the shape asks for.
-    """
-    slice_bytes = math.prod(shape) * dtype.itemsize
-    expected = shard_bytes(num_slices, slice_bytes)
-    found = file.stat().st_size if file.is_file() else 0
-    if found != expected:
-        raise damaged(file, f"{expected:,} bytes", f"{found:,} bytes" if found else "no file")
-    buffer = np.memmap(file, dtype=np.uint8, mode="r")
-    inner = [dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return np.ndarray(
-        (num_slices, *shape), dtype, buffer=buffer, strides=(slice_bytes + CHECKSUM_BYTES, *inner)
-    )

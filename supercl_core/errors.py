@@ -8,7 +8,9 @@ in the project catches these, except where one bad case must not stop the others
 from __future__ import annotations
 
 import errno
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self, TypeVar
+
+ErrorT = TypeVar("ErrorT", bound="SuperCLError")
 
 
 class SuperCLError(Exception):
@@ -52,6 +54,11 @@ class SuperCLError(Exception):
         lines.append(f"  next:     {self.next_step}")
         return printable("\n".join(lines), keep="\n")
 
+    def with_saved(self, saved: str) -> Self:
+        """The same error, which also says what is safe."""
+        found = saved if self.found is None else f"{self.found}; {saved}"
+        return _rebuild(type(self), self.what, self.where, self.expected, found, self.next_step)
+
     def one_line(self) -> str:
         """The message without the next step, for a row of a table of failures."""
         parts = [self.what.rstrip(".")]
@@ -69,8 +76,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def _rebuild(
-    kind: type[SuperCLError], what: str, where: object, expected: object, found: object, next_step: str
-) -> SuperCLError:
+    kind: type[ErrorT], what: str, where: object, expected: object, found: object, next_step: str
+) -> ErrorT:
     return kind(what, where=where, expected=expected, found=found, next_step=next_step)
 
 
@@ -100,11 +107,6 @@ class PreemptedError(SuperCLError):
 
 class StorageError(SuperCLError):
     """The system cannot write or read files any more, which no other case would change (exit code 1)."""
-
-    def with_saved(self, saved: str) -> StorageError:
-        """The same error, which also says what is safe."""
-        found = f"{self.found}; {saved}"
-        return StorageError(self.what, where=self.where, found=found, next_step=self.next_step)
 
 
 _REFUSALS: Final = {

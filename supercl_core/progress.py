@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 LOG_INTERVAL_S: Final = 30.0
+WIDE: Final = 120
+"""Columns of a terminal from which on the bar is a long one, and still leaves room for the notes of training."""
 
 
 class Advance(Protocol):
@@ -41,22 +43,31 @@ def _bar(title: str, *, total: int, unit: str, done: int) -> Iterator[Advance]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
+    from rich.text import Text
 
+    class Note(ProgressColumn):
+        """The only column that is cut short where the line gets too long."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        BarColumn(24 if console.width >= WIDE else 8, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn(unit),
-        TimeElapsedColumn(),
         TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        Note(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(count: int = 1, *, note: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ import SimpleITK as sitk
 import zarr
 
 from supercl_core import cache_writer
-from supercl_core.cache_reader import Cache, map_shard, open_cache
-from supercl_core.errors import CacheError
+from supercl_core.cache_reader import Cache, open_cache
+from supercl_core.errors import CacheError, StorageError
 from supercl_core.schema import CASE_ARRAYS, SCHEMA_VERSION
 
 
@@ -270,14 +271,6 @@ def test_a_missing_shard_is_refused(cache_copy: Path) -> None:
         _ = open_cache(cache_copy).case("case_b").asp_ZGG
 
 
-def test_map_shard_reads_a_file_worked_by_hand(tmp_path: Path) -> None:
-    slices = np.arange(2 * 3, dtype="<u2").reshape(2, 1, 3)
-    content = slices[0].tobytes() + b"CRC1" + slices[1].tobytes() + b"CRC2" + bytes(2 * 16 + 4)
-    (tmp_path / "shard").write_bytes(content)
-    mapped = map_shard(tmp_path / "shard", 2, (1, 3), np.dtype("<u2"))
-    np.testing.assert_array_equal(mapped, [[[0, 1, 2]], [[3, 4, 5]]])
-
-
 # ---- caches that are none
 
 
@@ -318,3 +311,25 @@ def test_other_things_are_no_cache(tmp_path: Path, prepare: Callable[[Path], Any
         open_cache(tmp_path / "other.zarr")
     assert caught.value.found == found
     assert caught.value.where == tmp_path / "other.zarr"
+
+
+def test_slices_are_read_as_copies(cache_path: Path) -> None:
+    case = open_cache(cache_path).case("case_a")
+    for name, view in (
+        ("image", case.image_ZCYX),
+        ("superpixels", case.superpixels_ZYX),
+        ("ground_truth", case.ground_truth_ZYX),
+        ("asp", case.asp_ZGG),
+    ):
+        for slices in (slice(None), slice(1, 3), slice(4, 9)):
+            copied = case.read(name, slices)
+            np.testing.assert_array_equal(copied, view[slices])
+            assert copied.flags.writeable
+
+
+def test_a_file_cut_short_is_an_error_for_who_reads(cache_copy: Path) -> None:
+    case = open_cache(cache_copy).case("case_a")
+    shard = case.cache.shard(case.row, "image")
+    os.truncate(shard.file, 0)
+    with pytest.raises(StorageError, match=r"image.*slice 0"):
+        case.read("image", slice(0, 2))
