@@ -394,7 +394,7 @@ ATTRIBUTES: Final = (
         group="descriptors/{name}",
         key="encoder",
         type="object",
-        meaning="`source` as it was given, `digest` (SHA-256 of its weights), `filters` and `in_channels`.",
+        meaning="`source` as it was given, `digest` (SHA-256 of its weights), `backbone`, `filters` and `in_channels`.",
     ),
     AttributeSpec(
         group="descriptors/{name}",

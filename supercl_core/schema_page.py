@@ -86,7 +86,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "provenance": _PROVENANCE,
     },
     "descriptors/{name}": {
-        "encoder": {"source": "runs/pretrain", "digest": "c40b…", "filters": 32, "in_channels": 1},
+        "encoder": {
+            "source": "runs/pretrain",
+            "digest": "c40b…",
+            "backbone": "unet",
+            "filters": 32,
+            "in_channels": 1,
+        },
         "digest": "7e2a…",
         "slices_digest": "81d7…",
         "metadata_digest": "2c4f…",

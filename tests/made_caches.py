@@ -106,7 +106,7 @@ def write_descriptors(path, name, values):
     """Descriptors of the slices that the cache at `path` holds now."""
     attributes = {
         "slices_digest": open_cache(path).slices_digest,
-        "encoder": {"source": "by hand", "digest": "", "filters": 8, "in_channels": 1},
+        "encoder": {"source": "by hand", "digest": "", "backbone": "unet", "filters": 8, "in_channels": 1},
         "provenance": provenance.record(),
     }
     cache_writer.write_descriptors(path, name, values, attributes)

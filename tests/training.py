@@ -14,6 +14,7 @@ SMALL = {
     "filters": 4,
     "warmup_steps": 2,
     "device": "cpu",
+    "precision": "float32",
     "log_every": 1,
     "checkpoint_every": 2,
 }

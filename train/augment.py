@@ -6,6 +6,10 @@ and cropped by `train.data`. Nothing here loops over the batch, waits for the de
 from anything but the generator passed in. Call it outside autocast, and before a single channel is repeated
 for a model of four: the repeats would only cost time.
 
+Of several training processes each holds a part of the global batch: every `num_ranks`-th sample, from `rank` on. With
+`part` = (rank, num_ranks) and equal generators, each sample gets the parameters that it has in the whole batch on one
+process.
+
 Axes: B sample, C channel, Y row, X column. Geometry is computed in pixels about the image's centre, so that
 a rotation stays a rotation on images that are not square.
 """
@@ -13,13 +17,19 @@ a rotation stays a rotation on images that are not square.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import Final, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from supercl_core.errors import UsageError
+
+Part = tuple[int, int]
+"""Rank and number of ranks of the processes that share a global batch."""
+
+WHOLE: Final[Part] = (0, 1)
+"""A batch that is no part of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,30 +41,32 @@ class AugmentConfig:
     crop: `AugmentConfig(crop=(1.0, 1.0))`.
     """
 
-    # Chance that a sample's brightness, contrast or sharpness changes; each is decided on its own.
     p_brightness: float = 0.5
+    """Chance that a sample's brightness changes."""
     p_contrast: float = 0.5
+    """Chance that a sample's contrast changes."""
     p_blur: float = 0.5
-    # Added to the intensities, in standard deviations of the case.
+    """Chance that a sample is blurred."""
     brightness: tuple[float, float] = (-0.3, 0.3)
-    # Factor on the intensities, which are centred on the mean of the case.
+    """Added to the intensities, in standard deviations of the case."""
     contrast: tuple[float, float] = (0.7, 1.3)
-    # Standard deviation of the Gaussian blur, in pixels.
+    """Factor on the intensities, which are centred on the mean of the case."""
     blur_sigma: tuple[float, float] = (0.5, 1.5)
-    # Axes, of "y" and "x", along which a sample is mirrored with chance one half each.
+    """Standard deviation of the Gaussian blur, in pixels."""
     mirror_axes: tuple[str, ...] = ("y", "x")
-    # Chance of elastic deformation, rotation and scaling, all three together; otherwise a random crop.
+    """Axes, of "y" and "x", along which a sample is mirrored with chance one half each."""
     p_geometric: float = 0.67
-    # Angle of the rotation about the centre.
+    """Chance of elastic deformation, rotation and scaling, all three together; otherwise a random crop."""
     rotation_degrees: tuple[float, float] = (-30.0, 30.0)
-    # Magnification: above 1 structures grow.
+    """Angle of the rotation about the centre."""
     scale: tuple[float, float] = (0.7, 1.3)
-    # Largest displacement of a control point along each axis, as a fraction of the shorter image side.
+    """Magnification: above 1 structures grow."""
     elastic_amplitude: float = 0.06
-    # Control points of the elastic deformation along each axis; bicubic in between.
+    """Largest displacement of a control point along each axis, as a fraction of the shorter image side."""
     elastic_grid: int = 5
-    # Sides of the random crop, as a fraction of the image's; it is zoomed back to the image's size.
+    """Control points of the elastic deformation along each axis; bicubic in between."""
     crop: tuple[float, float] = (0.7, 1.0)
+    """Sides of the random crop, as a fraction of the image's; it is zoomed back to the image's size."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for the first setting outside its bounds."""
@@ -105,28 +117,32 @@ class Views(NamedTuple):
     x4: Tensor
 
 
-def pretrain_views(images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig) -> Views:
+def pretrain_views(
+    images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig, part: Part = WHOLE
+) -> Views:
     """Make the four views of pre-training: x1, x2 differ in intensity; x3 = T(x1) and x4 = T'(x2).
 
-    `images_BCYX` and `generator` as in `geometric_view`. Source: SuperCL (IEEE TIP 2026), with x3 and x4
-    resampled once instead of in several steps.
+    Arguments as in `geometric_view`. Source: SuperCL (IEEE TIP 2026), with x3 and x4 resampled once instead of in
+    several steps.
     """
-    x1 = intensity_view(images_BCYX, generator, config=config)
-    x2 = intensity_view(images_BCYX, generator, config=config)
-    x3 = geometric_view(x1, generator, config=config)
-    x4 = geometric_view(x2, generator, config=config)
+    x1 = intensity_view(images_BCYX, generator, config=config, part=part)
+    x2 = intensity_view(images_BCYX, generator, config=config, part=part)
+    x3 = geometric_view(x1, generator, config=config, part=part)
+    x4 = geometric_view(x2, generator, config=config, part=part)
     return Views(x1, x2, x3, x4)
 
 
-def intensity_view(images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig) -> Tensor:
+def intensity_view(
+    images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig, part: Part = WHOLE
+) -> Tensor:
     """Change brightness, contrast and sharpness of each sample, and move nothing.
 
     `images_BCYX`: float32 or float64 (b, c, y, x), finite, normalised to zero mean and unit variance over
     the case. `generator`: on the images' device. Returns the same shape and dtype. All channels of a sample
     get the same change. Our choice of parameters; the group of changes is SuperCL's.
     """
-    batch, _, height, width = images_BCYX.shape
-    draw = _Draw(batch, images_BCYX, generator)
+    height, width = images_BCYX.shape[2:]
+    draw = _Draw(images_BCYX, generator, part)
     brightness = torch.where(draw.chance(config.p_brightness), draw.uniform(*config.brightness), 0.0)
     contrast = torch.where(draw.chance(config.p_contrast), draw.uniform(*config.contrast), 1.0)
     # A sigma this small makes the blur the identity, exactly: every other weight underflows to 0.
@@ -138,13 +154,23 @@ def intensity_view(images_BCYX: Tensor, generator: torch.Generator, *, config: A
 
 @overload
 def geometric_view(
-    images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig, labels_BYX: None = None
+    images_BCYX: Tensor,
+    generator: torch.Generator,
+    *,
+    config: AugmentConfig,
+    labels_BYX: None = None,
+    part: Part = WHOLE,
 ) -> Tensor: ...
 
 
 @overload
 def geometric_view(
-    images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig, labels_BYX: Tensor
+    images_BCYX: Tensor,
+    generator: torch.Generator,
+    *,
+    config: AugmentConfig,
+    labels_BYX: Tensor,
+    part: Part = WHOLE,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -154,11 +180,13 @@ def geometric_view(
     *,
     config: AugmentConfig,
     labels_BYX: Tensor | None = None,
+    part: Part = WHOLE,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Mirror and deform (or crop) each sample, in one resampling; labels follow their images.
 
     `images_BCYX`: float32 or float64 (b, c, y, x), normalised to zero mean; any height and width, kept.
-    `labels_BYX`: integers (b, y, x), ids below 2**24. `generator`: on the images' device.
+    `labels_BYX`: integers (b, y, x), ids below 2**24. `generator`: on the images' device. `part`: rank and number of
+    ranks, where the images are a part of a global batch.
 
     Returns images of the same shape and dtype, bilinear; with labels, the pair (images, labels), the labels
     of the same dtype and by nearest neighbour, so that no new id appears. What comes from outside the image
@@ -167,8 +195,8 @@ def geometric_view(
 
     Source: SuperCL (IEEE TIP 2026) for the choice and chances of the changes; the elastic field is ours.
     """
-    batch, _, height, width = images_BCYX.shape
-    grid_BYX2 = _sampling_grid(height, width, _Draw(batch, images_BCYX, generator), config)
+    height, width = images_BCYX.shape[2:]
+    grid_BYX2 = _sampling_grid(height, width, _Draw(images_BCYX, generator, part), config)
     moved_BCYX = grid_sample(images_BCYX, grid_BYX2, mode="bilinear", align_corners=False)
     if labels_BYX is None:
         return moved_BCYX
@@ -229,14 +257,15 @@ def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
 class _Draw(NamedTuple):
     """Random parameters for each sample of a batch, on its device and of its dtype."""
 
-    batch: int
     like: Tensor
     generator: torch.Generator
+    part: Part
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        size = (self.batch, *shape)
+        rank, num_ranks = self.part
+        size = (len(self.like) * num_ranks, *shape)
         unit = torch.rand(size, generator=self.generator, device=self.like.device, dtype=self.like.dtype)
-        return low + (high - low) * unit
+        return low + (high - low) * unit[rank::num_ranks]
 
     def chance(self, probability: float) -> Tensor:
         return self.uniform(0.0, 1.0) < probability

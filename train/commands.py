@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,49 @@ def _settings_options(presets: str) -> Callable[[Any], Any]:
 
 
 class _WithSettings(click.Command):
-    """A command whose help ends with its settings and their defaults, read from the dataclass."""
+    """A command whose help ends with its settings, their defaults and meanings, read from the dataclass."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from importlib import import_module
 
-        name = {"pretrain": "pretraining", "finetune": "finetuning"}[str(self.name)]
+        name = {"pretrain": "methods", "finetune": "finetuning"}[str(self.name)]
         config = getattr(import_module(f"train.{name}"), f"{str(self.name).capitalize()}Config")
-        with formatter.section("Settings (for --config and --set) and their defaults"):
+        with formatter.section("Settings (for --config and --set), their defaults and meanings"):
             formatter.write_dl(_setting_rows(config()))
 
 
 def _setting_rows(config: Any, prefix: str = "") -> list[tuple[str, str]]:
+    explanations = _explanations(type(config))
     rows: list[tuple[str, str]] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             rows += _setting_rows(value, f"{field.name}.")
         else:
-            text = "none" if value is None else list(value) if isinstance(value, tuple) else value
-            rows.append((prefix + field.name, str(text)))
+            text = "none" if value is None else str(list(value) if isinstance(value, tuple) else value)
+            text = text.lower() if isinstance(value, bool) else text
+            rows.append((prefix + field.name, f"{text}. {explanations[field.name]}"))
     return rows
+
+
+def _explanations(kind: type) -> dict[str, str]:
+    """The strings below the fields of a dataclass and its bases, by field."""
+    import ast
+    import inspect
+    import textwrap
+
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        [parsed] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(parsed, ast.ClassDef)
+        for field, below in itertools.pairwise(parsed.body):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[name] = " ".join(text.split())
+    return found
 
 
 @click.command()
@@ -93,7 +116,7 @@ def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_si
 
     from supercl_core.cache_reader import open_cache
     from train.descriptors import store_descriptors
-    from train.loop import select_device
+    from train.device import select_device
 
     opened = open_cache(cache)
     _say_missing(opened)
@@ -112,7 +135,7 @@ def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_si
     metavar="FILE[:SECTION]",
     help="Leave the test cases of this split out, also those under other names: cases of identical content.",
 )
-@_settings_options("published, demo")
+@_settings_options("default, published, simclr, gcl, pcl, supercl-ilcp, supercl-igcp, demo")
 def pretrain(
     cache: Path,
     run: Path,
@@ -123,8 +146,9 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder on all slices of CACHE, without labels; the result goes to the folder RUN.
 
-    Run the same command again to go on after a stop. On several GPUs, start it with torchrun; batch_size is then
-    that of each.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, write a checkpoint and exit with code 5. The same command goes on
+    from there, with the same number of processes. On several GPUs, start it with torchrun or srun (docs/slurm);
+    batch_size is then that of each.
 
     \b
     Example:  supercl pretrain heart.zarr runs/pretrain --split heart_split.json
@@ -134,8 +158,9 @@ def pretrain(
     from supercl_core.config import resolve
     from supercl_core.splits import identical_to, read_split, some_of
     from train import distributed
-    from train.pretraining import PRESETS, PretrainConfig
+    from train.methods import PRESETS, PretrainConfig
     from train.pretraining import pretrain as start
+    from train.runs import read_run
 
     config = resolve(
         PretrainConfig, presets=PRESETS, preset=preset, config_path=config_path, assignments=assignments
@@ -151,7 +176,7 @@ def pretrain(
             _note(f"also left out, with the content of a test case: {some_of(identical)}")
         weights_path = start(opened, run, config=config, excluded=excluded)
         if distributed.rank() == 0:
-            click.echo(f"{weights_path}: encoder after {config.steps} steps")
+            click.echo(f"{weights_path}: encoder after {read_run(run)['config']['steps']} steps")
 
 
 @click.command(cls=_WithSettings)
@@ -180,7 +205,8 @@ def finetune(
 ) -> None:
     """Fine-tune a U-Net on the labelled cases of CACHE; the result goes to the folder RUN.
 
-    Run the same command again to go on after a stop.
+    SIGTERM, SIGUSR1 and Ctrl-C finish the step, write a checkpoint and exit with code 5. The same command goes on
+    from there.
 
     \b
     Example:  supercl finetune heart.zarr runs/pretrained --init runs/pretrain \\

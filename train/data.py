@@ -1,46 +1,45 @@
-"""Batches from the memory map: threads copy random crops into tensors.
+"""Crops of slices, from the memory map to a batch on the device.
 
-No worker processes: copying from a map releases the GIL, and threads on a map were 6-10 times faster than a
-DataLoader with two processes. Which slices a batch holds is decided in `train.sampling`; where they are cropped is
-a function of (seed, step, rank) alone, so a resumed run goes on in the middle of an epoch. Normalisation happens on
-the device. Called by `train.pretraining` and `train.finetuning`; `SliceDataset` also serves anybody's DataLoader.
+`SliceDataset` copies stored values into a `StoredBatch`; `normalise` makes a `Batch` of it where it is, so that a GPU
+converts, clips and masks. Which slices a batch holds is decided in `train.sampling`, threads and devices are left to
+`train.loading`. Called by both training loops; `SliceDataset` also serves anybody's DataLoader.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from types import EllipsisType
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from supercl_core.cache_reader import Cache, CachedCase
+from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, UsageError
-from train.models.unet import STRIDE
-from train.sampling import SliceOrder
-
-NUM_THREADS: Final = 4
-"""Threads that gather batches, and batches gathered ahead."""
+from supercl_core.mapped_shard import MappedShard, load
+from supercl_core.schema import STATISTICS
 
 MAX_PATCH: Final = 512
 """Largest side of a patch chosen by itself (published: 512 x 512)."""
 
 
+_Part = tuple[EllipsisType, slice, slice]
+"""Index of some rows and columns."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """B crops of slices, on one device."""
+    """B crops of slices, on one device, ready for augmentation."""
 
     image_BCYX: Tensor
-    """float32: stored intensities from the loader, zero-mean and unit-variance after `normalise`."""
-    windows_BC4: Tensor
-    """float32: low, high, mean and standard deviation of each channel's case, in stored units."""
+    """float32: zero mean and unit variance over the slice's case; 0 in padding."""
     superpixels_Bhw: Tensor
-    """int16: superpixel ids at the centres of the stride-16 grid; -1 in padding."""
+    """int16: superpixel ids at the centres of the cells of the dataset's `superpixel_stride`; -1 in padding."""
     ground_truth_BYX: Tensor | None
     """uint8 classes, background in padding; None unless asked for."""
     positions_B: Tensor
@@ -48,12 +47,34 @@ class Batch:
     slices_B: Tensor
     """int64: index of each slice in the cache."""
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBatch:
+    """B crops as the cache stores them, and what makes a Batch of them. What lies in padding is undefined."""
+
+    image_BCYX: Tensor
+    """int16, uint16 or float32: stored intensities."""
+    superpixels_Bhw: Tensor
+    """uint8 or uint16."""
+    ground_truth_BYX: Tensor | None
+    """uint8."""
+    windows_BC4: Tensor
+    """float32: low, high, mean and standard deviation of each channel's case (`normalisation_windows`)."""
+    filled_B4: Tensor
+    """int64: the part of the patch that the slice fills, as first row, last row + 1, first column, last column + 1."""
+    positions_B: Tensor
+    slices_B: Tensor
+    is_padded: bool = True
+    """Whether any patch reaches beyond its slice. Known to the host, so that a device need not mask for nothing."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by the name of the field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device) -> StoredBatch:
+        """A copy on another device; from pinned memory it is made in the background."""
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()
         }
         return replace(self, **moved)
 
@@ -61,8 +82,11 @@ class Batch:
 class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The slices of some cases of a cache, as crops of one size.
 
-    As a dataset it gives centred, normalised crops by index; `gather` makes whole batches of random ones, which
-    is what our own loops use. `case_ids`: None takes every case. With `ground_truth`, cases must have one.
+    As a dataset it gives centred, normalised crops by index; `train.loading` makes batches of random ones, which is
+    what our own loops use. `case_ids`: None takes every case. `patch_size`: rows and columns, None takes
+    `automatic_patch_size`. With `ground_truth`, cases must have one. `multiple_of`: what a network asks of rows and
+    columns, the stride of its deepest features. `superpixel_stride`: a divisor of it; superpixels are read at the
+    centres of cells of so many pixels, (stride // 2 + k * stride).
 
     Raises CacheError for unknown cases or a missing ground truth, UsageError for no case or an impossible patch size.
 
@@ -78,7 +102,10 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         *,
         patch_size: tuple[int, int] | None = None,
         ground_truth: bool = False,
+        multiple_of: int = 16,
+        superpixel_stride: int = 16,
     ) -> None:
+        assert multiple_of % superpixel_stride == 0, (multiple_of, superpixel_stride)
         self.cache = cache
         self.case_ids = [row.id for row in cache.done] if case_ids is None else list(case_ids)
         self.slices = cache.case_slices(self.case_ids)
@@ -91,9 +118,11 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 found="none: the list of cases is empty",
                 next_step="Check the split's list of labelled cases.",
             )
-        self.patch_size = patch_size or automatic_patch_size(cache)
+        self.patch_size = patch_size or automatic_patch_size(cache, multiple_of)
+        self.superpixel_stride = superpixel_stride
         self._ground_truth = ground_truth
-        unlabelled = [i for i in self.case_ids if ground_truth and not cache.case(i).row.has_ground_truth]
+        rows = [cache.case(case_id).row for case_id in self.case_ids]
+        unlabelled = [row.id for row in rows if ground_truth and not row.has_ground_truth]
         if unlabelled:
             raise CacheError(
                 "Cases without ground truth cannot be used for fine-tuning.",
@@ -102,19 +131,29 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 found=", ".join(unlabelled[:5]),
                 next_step="Take these cases out of the split, or preprocess them with their label maps.",
             )
-        if any(side < STRIDE or side % STRIDE for side in self.patch_size):
+        if any(side < multiple_of or side % multiple_of for side in self.patch_size):
             raise UsageError(
                 "The patch size does not suit the network.",
-                expected=f"rows and columns that are multiples of {STRIDE}",
+                expected=f"rows and columns that are multiples of {multiple_of}",
                 found=f"{self.patch_size[0]} x {self.patch_size[1]}",
                 next_step="Set patch_size to such numbers, or leave it out to have it chosen.",
             )
+        # float32 holds a mixture of dtypes without loss.
+        self._image_dtype = _common_dtype({row.image_dtype for row in rows}, otherwise=torch.float32)
+        self._superpixels_dtype = _common_dtype(
+            {row.superpixels_dtype for row in rows}, otherwise=torch.uint16
+        )
+        self._sizes = np.array([row.shape[2:] for row in cache.rows])
+        """Rows and columns of the slices of every row of the cache."""
+        used = np.unique(cache.slice_case[self.slices])
+        self._windows = np.zeros((len(cache.rows), cache.num_channels, 4), np.float32)
+        self._windows[used] = normalisation_windows([cache.rows[index] for index in used])
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        batch = normalise(self.gather(self.slices[[index]], None))
+        batch = normalise(self.gather(self.slices[[index]]))
         item = {
             "image": batch.image_BCYX[0],
             "superpixels": batch.superpixels_Bhw[0],
@@ -125,156 +164,148 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             item["ground_truth"] = batch.ground_truth_BYX[0]
         return item
 
-    def gather(self, slices: np.ndarray, generator: np.random.Generator | None) -> Batch:
-        """Crops of the given slices (indices in the cache), stored intensities.
+    def place(self, slices: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
+        """Where patches begin in the given slices: int64 (B, 2), row and column, negative where a slice is smaller.
 
-        `generator` places the crops, or the slices within the padding; None centres them.
+        Drawn uniformly from all places within the slice, or of the slice within the patch; None centres them.
         """
-        height, width = self.patch_size
-        size, channels = len(slices), self.cache.num_channels
-        image = np.empty((size, channels, height, width), np.float32)
-        windows = np.empty((size, channels, 4), np.float32)
-        superpixels = np.full((size, height // STRIDE, width // STRIDE), -1, np.int16)
-        truth = np.zeros((size, height, width), np.uint8) if self._ground_truth else None
-        for item, index in enumerate(slices):
-            case = self._case(index)
-            z = self.cache.slice_z[index]
-            rows, out_rows = _window(case.row.shape[2], height, generator)
-            columns, out_columns = _window(case.row.shape[3], width, generator)
-            windows[item] = normalisation_window(case)
-            image[item] = windows[item, :, 2, None, None]  # padding becomes 0 by normalisation
-            image[item, :, out_rows, out_columns] = case.image_ZCYX[z, :, rows, columns]
-            _sample_superpixels(
-                case.superpixels_ZYX[z], superpixels[item], rows, out_rows, columns, out_columns
-            )
-            if truth is not None and (stored := case.ground_truth_ZYX) is not None:
-                truth[item, out_rows, out_columns] = stored[z, rows, columns]
-        return Batch(
-            image_BCYX=torch.from_numpy(image),
-            windows_BC4=torch.from_numpy(windows),
-            superpixels_Bhw=torch.from_numpy(superpixels),
-            ground_truth_BYX=None if truth is None else torch.from_numpy(truth),
-            positions_B=torch.from_numpy(self.cache.slice_position[slices]),
-            slices_B=torch.from_numpy(slices),
+        slack = self._sizes[self.cache.slice_case[slices]] - self.patch_size
+        if generator is None:
+            return slack // 2
+        return generator.integers(np.minimum(slack, 0), np.maximum(slack, 0), endpoint=True)
+
+    def buffer(self, size: int, *, pinned: bool = False) -> StoredBatch:
+        """Memory for a batch of `size`, of undefined content; pinned, a GPU copies from it in the background."""
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(size, *shape, dtype=dtype, pin_memory=pinned)
+
+        channels, (height, width), stride = self.cache.num_channels, self.patch_size, self.superpixel_stride
+        return StoredBatch(
+            image_BCYX=empty(channels, height, width, dtype=self._image_dtype),
+            superpixels_Bhw=empty(height // stride, width // stride, dtype=self._superpixels_dtype),
+            ground_truth_BYX=empty(height, width, dtype=torch.uint8) if self._ground_truth else None,
+            windows_BC4=empty(channels, 4, dtype=torch.float32),
+            filled_B4=empty(4, dtype=torch.int64),
+            positions_B=empty(dtype=torch.float32),
+            slices_B=empty(dtype=torch.int64),
         )
 
-    def _case(self, index: int) -> CachedCase:
-        return self.cache.case(self.cache.rows[self.cache.slice_case[index]].id)
+    def gather(
+        self, slices: np.ndarray, corners_B2: np.ndarray | None = None, *, out: StoredBatch | None = None
+    ) -> StoredBatch:
+        """Crops of the given slices, int64 (B,): indices in the cache. Threads may gather at the same time.
+
+        `corners_B2`: as `place` gives them, None centres the crops. `out`: a `buffer` of this size to fill, which gives
+        what is returned its memory; None takes a new one. Raises StorageError where a file of the cache cannot be read
+        any more, and CacheError where one is missing or of another size.
+        """
+        out = self.buffer(len(slices)) if out is None else out
+        first = self.place(slices, None) if corners_B2 is None else corners_B2
+        cases = self.cache.slice_case[slices]
+        shown = np.maximum(first, 0), np.minimum(first + self.patch_size, self._sizes[cases])
+        filled = shown[0] - first, shown[1] - first
+        stride = self.superpixel_stride
+        # From the first cell whose centre lies in the slice to the last one.
+        cells = tuple(-((stride // 2 - edge) // stride) for edge in filled)
+        centres = first + cells[0] * stride + stride // 2
+        out.windows_BC4.numpy()[:] = self._windows[cases]
+        out.filled_B4.numpy()[:] = np.stack(filled, axis=2).reshape(-1, 4)
+        out.positions_B.numpy()[:] = self.cache.slice_position[slices]
+        out.slices_B.numpy()[:] = slices
+        rows = [self.cache.rows[case] for case in cases.tolist()]
+        slices_z = self.cache.slice_z[slices].tolist()
+        copies: list[tuple[MappedShard, int, _Part, np.ndarray]] = []
+        for name, buffer, sources, places in (
+            ("image", out.image_BCYX, _parts(*shown), _parts(*filled)),
+            ("superpixels", out.superpixels_Bhw, _parts(centres, shown[1], stride), _parts(*cells)),
+            ("ground_truth", out.ground_truth_BYX, _parts(*shown), _parts(*filled)),
+        ):
+            if buffer is not None:
+                shards = [self.cache.shard(row, name) for row in rows]
+                targets = map(operator.getitem, buffer.numpy(), places)
+                copies += zip(shards, slices_z, sources, targets, strict=True)
+        load((shard, z, source[1]) for shard, z, source, _ in copies)
+        for shard, z, source, target in copies:
+            target[...] = shard.array[z][source]
+        is_padded = bool(filled[0].any() or (filled[1] < self.patch_size).any())
+        return replace(out, is_padded=is_padded)
 
 
-class BatchLoader:
-    """An endless stream of training batches of one process, from `first_step` on, gathered ahead by threads."""
-
-    def __init__(
-        self,
-        dataset: SliceDataset,
-        order: SliceOrder,
-        *,
-        device: torch.device,
-        first_step: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._dataset, self._device = dataset, device
-        self._rank, self._world_size = rank, world_size
-        self._ahead: deque[Future[Batch]] = deque()
-        self.wait_s = 0.0
-        """Seconds for which the consumer has waited for batches."""
-        self.restart(order, first_step)
-
-    def restart(self, order: SliceOrder, step: int) -> None:
-        """Go on with the batches of another order from `step` on; what was gathered ahead is dropped."""
-        self._cancel()
-        self._seed, self._drawn = order.seed, enumerate(order.batches(step), step)
-
-    def __iter__(self) -> Generator[Batch]:
-        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="gather") as pool:
-            try:
-                while True:
-                    while len(self._ahead) < NUM_THREADS:
-                        self._ahead.append(pool.submit(self._gather, *next(self._drawn)))
-                    start = time.perf_counter()
-                    batch = self._ahead.popleft().result()
-                    self.wait_s += time.perf_counter() - start
-                    yield normalise(batch.to(self._device))
-            finally:
-                self._cancel()
-
-    def _gather(self, step: int, slices: np.ndarray) -> Batch:
-        generator = np.random.default_rng([self._seed, step, self._rank])
-        batch = self._dataset.gather(slices[self._rank :: self._world_size], generator)
-        if self._device.type == "cuda":
-            pinned = {k: v.pin_memory() for k, v in vars(batch).items() if isinstance(v, Tensor)}
-            batch = replace(batch, **pinned)
-        return batch
-
-    def _cancel(self) -> None:
-        while self._ahead:
-            self._ahead.popleft().cancel()
-
-
-def normalise(batch: Batch) -> Batch:
-    """The batch with its images normalised by `normalise_images`."""
-    return replace(batch, image_BCYX=normalise_images(batch.image_BCYX, batch.windows_BC4))
+def normalise(stored: StoredBatch) -> Batch:
+    """The batch that a stored one stands for, on the same device and in memory of its own."""
+    image = normalise_images(stored.image_BCYX, stored.windows_BC4)
+    superpixels = stored.superpixels_Bhw.to(torch.int16)
+    truth = None if stored.ground_truth_BYX is None else stored.ground_truth_BYX.clone()
+    if stored.is_padded:
+        height, width = image.shape[2:]
+        stride = height // superpixels.shape[1]
+        centres = slice(stride // 2, None, stride)
+        top, bottom, left, right = (edge[:, None] for edge in stored.filled_B4.unbind(1))
+        rows, columns = (torch.arange(side, device=top.device) for side in (height, width))
+        padding_BY, padding_BX = (rows < top) | (rows >= bottom), (columns < left) | (columns >= right)
+        padding_BYX = padding_BY[:, :, None] | padding_BX[:, None]
+        image.masked_fill_(padding_BYX[:, None], 0)
+        superpixels.masked_fill_(padding_BYX[:, centres, centres], -1)
+        if truth is not None:
+            truth.masked_fill_(padding_BYX, 0)
+    return Batch(
+        image_BCYX=image,
+        superpixels_Bhw=superpixels,
+        ground_truth_BYX=truth,
+        positions_B=stored.positions_B.clone(),
+        slices_B=stored.slices_B.clone(),
+    )
 
 
 def normalise_images(image_BCYX: Tensor, windows_BC4: Tensor) -> Tensor:
     """Clip every channel to its case's 0.5 and 99.5 percentiles, then to zero mean and unit variance.
 
-    `image_BCYX`: float32, stored units. `windows_BC4`: as in Batch, or one for all images (B = 1).
+    `image_BCYX`: of any real dtype, stored units. `windows_BC4`: as `normalisation_windows` gives them, or one for all
+    images (B = 1). Returns float32, in memory of its own.
     """
     low, high, mean, std = windows_BC4[..., None, None].unbind(2)
-    return (image_BCYX.clamp(low, high) - mean) / std
+    image = image_BCYX.to(torch.float32, copy=True)
+    # In place, as fresh memory takes as long as the arithmetic; clamp with tensors for bounds takes twice as long.
+    torch.maximum(image, low, out=image)
+    torch.minimum(image, high, out=image)
+    return image.sub_(mean).div_(std)
 
 
 def normalisation_window(case: CachedCase) -> np.ndarray:
-    """Low, high, mean and standard deviation of each channel, in stored units: float32 (c, 4).
+    """What `normalisation_windows` gives for one case: float32 (c, 4)."""
+    return normalisation_windows([case.row])[0]
+
+
+def normalisation_windows(rows: Sequence[CaseRow]) -> np.ndarray:
+    """Low, high, mean and standard deviation of each channel of each case, in stored units: float32 (m, c, 4).
 
     The standard deviation of a constant channel is given as 1.
     """
-    row = case.row
-    low, high, mean = (
-        (row.statistic(name) - row.image_offset) / row.image_scale
-        for name in ("percentile_00_5", "percentile_99_5", "mean")
-    )
-    std = row.statistic("std") / row.image_scale
-    return np.stack([low, high, mean, np.where(std > 0, std, 1)], axis=1).astype(np.float32)
+    names = ("percentile_00_5", "percentile_99_5", "mean", "std")
+    windows = np.array([row.statistics for row in rows])[..., [STATISTICS.index(name) for name in names]]
+    windows[..., :3] -= np.array([row.image_offset for row in rows])[:, None, None]
+    windows /= np.array([row.image_scale for row in rows])[:, None, None]
+    windows[..., 3][windows[..., 3] <= 0] = 1
+    return windows.astype(np.float32)
 
 
-def automatic_patch_size(cache: Cache) -> tuple[int, int]:
-    """The median size of the cache's slices, rounded to a multiple of 16, from 16 to 512."""
+def automatic_patch_size(cache: Cache, multiple_of: int = 16) -> tuple[int, int]:
+    """The median size of the cache's slices, rounded to a multiple of `multiple_of`, up to 512."""
     shapes = np.array([row.shape for row in cache.done])
     median = np.median(shapes[:, 2:], axis=0)
-    height, width = np.clip(np.rint(median / STRIDE), 1, MAX_PATCH // STRIDE).astype(int) * STRIDE
+    most = max(1, MAX_PATCH // multiple_of)
+    height, width = np.clip(np.rint(median / multiple_of), 1, most).astype(int) * multiple_of
     return int(height), int(width)
 
 
-def _window(size: int, patch: int, generator: np.random.Generator | None) -> tuple[slice, slice]:
-    """Where a patch lies along one axis: the part of the slice it shows, and the part of the patch that fills."""
-    slack = size - patch
-    if generator is None:
-        start = slack // 2
-    else:
-        start = int(generator.integers(min(slack, 0), max(slack, 0), endpoint=True))
-    first, last = max(start, 0), min(start + patch, size)
-    return slice(first, last), slice(first - start, last - start)
+def _parts(first_B2: np.ndarray, last_B2: np.ndarray, step: int = 1) -> Iterator[_Part]:
+    """Index of the rows and columns from `first_B2` up to `last_B2`, for each of a batch."""
+    axes = zip(first_B2.T.tolist(), last_B2.T.tolist(), strict=True)
+    rows, columns = (map(slice, first, last, itertools.repeat(step)) for first, last in axes)
+    return zip(itertools.repeat(...), rows, columns)
 
 
-def _sample_superpixels(
-    stored_YX: np.ndarray,
-    out_hw: np.ndarray,
-    rows: slice,
-    out_rows: slice,
-    columns: slice,
-    out_columns: slice,
-) -> None:
-    """Read the superpixel map at the centres of the stride-16 grid of a patch; cells in padding are left."""
-    source, target = [], []
-    for shown, filled in ((rows, out_rows), (columns, out_columns)):
-        first = -(-(filled.start - STRIDE // 2) // STRIDE)  # the first cell whose centre is not padding
-        first = max(first, 0)
-        last = -(-(filled.stop - STRIDE // 2) // STRIDE)
-        begin = shown.start - filled.start + first * STRIDE + STRIDE // 2
-        target.append(slice(first, last))
-        source.append(slice(begin, shown.stop, STRIDE))
-    out_hw[target[0], target[1]] = stored_YX[source[0], source[1]]
+def _common_dtype(names: set[str], *, otherwise: torch.dtype) -> torch.dtype:
+    """The only dtype of these, or `otherwise`."""
+    return getattr(torch, names.pop()) if len(names) == 1 else otherwise

@@ -3,8 +3,8 @@
 Weak labels are made of them, offline by `supercl weak-labels --descriptors` or on the device by `train.hierarchy`.
 Called by `supercl describe`, and where training renews its weak labels from its own encoder.
 
-Axes: B batch, C channels, Y rows, X columns of slices, padded with -1 (superpixels) or 0 (images) to multiples of 16;
-G row or column of the grid on which a slice is read, the one of the cache's own ASP maps.
+Axes: B batch, C channels, Y rows, X columns of slices, padded with -1 (superpixels) or 0 (images) to multiples of the
+encoder's last stride; G row or column of the grid on which a slice is read, the one of the cache's own ASP maps.
 """
 
 from __future__ import annotations
@@ -30,19 +30,23 @@ from supercl_core.progress import progress
 from supercl_core.schema import ASP_GRID
 from supercl_core.weak_labels import INTENSITY, LINKED, grid_positions
 from train.data import normalisation_window, normalise_images
-from train.models.unet import STRIDE, Encoder
+from train.models.backbones import UNET, build_encoder
+from train.models.unet import Backbone
 from train.models.weights import (
     ENCODER_PREFIX,
-    STEM_NAME,
     WEIGHTS_NAME,
     check_same_architecture,
     load_encoder,
+    read_metadata,
     read_weights,
 )
 from train.pairs import asp
 
 BATCH_SIZE: Final = 16
 """Slices that go through the encoder together: larger batches were no faster on a CPU."""
+
+UNET_STEM: Final = ENCODER_PREFIX + "contr_1_1.0.weight"
+"""The first convolution of the published backbone: (filters, in_channels, 3, 3)."""
 
 STEPS: Final = 2.0**26
 """Steps from 0 to the largest value of a map: finer than float32, and sums of up to 2^27 of them fit into float64."""
@@ -82,7 +86,6 @@ def store_descriptors(
     weights_path = source / WEIGHTS_NAME if source.is_dir() else source
     with weights_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    stem = encoder.get_parameter(STEM_NAME.removeprefix(ENCODER_PREFIX))
     with hold(cache.path) as token:
         cache = open_cache(cache.path)
         values = describe(encoder.to(device), cache, device=device, batch_size=batch_size, shown=True)
@@ -96,8 +99,9 @@ def store_descriptors(
                 "encoder": {
                     "source": str(source),
                     "digest": digest,
-                    "filters": stem.shape[0],
-                    "in_channels": stem.shape[1],
+                    "backbone": read_metadata(source).get("backbone", UNET),
+                    "filters": encoder.channels[0],
+                    "in_channels": encoder.in_channels,
                 },
                 "provenance": provenance.record(),
             },
@@ -105,40 +109,38 @@ def store_descriptors(
     return name
 
 
-def read_encoder(source: Path, *, num_channels: int) -> Encoder:
+def read_encoder(source: Path, *, num_channels: int) -> Backbone:
     """The encoder of a run or of a file of weights, on the CPU, for images of `num_channels`.
 
-    Its architecture is read from the shapes of its tensors. An encoder of one channel is adapted to images of
-    several, as `load_encoder` does; any other keeps its number of channels.
+    Its backbone is the one that the weights name, or the published one; its sizes are read from the shapes of its
+    tensors. An encoder of one channel is adapted to images of several, as `load_encoder` does; any other keeps its
+    number of channels.
 
-    Raises SuperCLError where there are no weights, or none of a whole encoder.
+    Raises SuperCLError where there are no weights, or none of a whole encoder, and what `build_encoder` raises.
     """
+    metadata = read_metadata(source)
     shapes = {
         name: tensor.shape for name, tensor in read_weights(source).items() if name.startswith(ENCODER_PREFIX)
     }
-    stem = shapes.get(STEM_NAME, ())
-    if len(stem) != 4 or 0 in stem:
-        raise SuperCLError(
-            "The weights hold no encoder of this project.",
-            where=source,
-            expected=f"a tensor {STEM_NAME} of shape (filters, in_channels, 3, 3)",
-            found=f"one of shape {tuple(stem)}" if stem else "none",
-            next_step="Give a run of `supercl pretrain` or `supercl finetune`, or a published checkpoint.",
-        )
-    filters, in_channels = stem[:2]
+    backbone = metadata.get("backbone", UNET)
+    if backbone == UNET:
+        filters, in_channels = _unet_sizes(shapes, source)
+    else:
+        filters, in_channels = 0, _channels_of_images(metadata, shapes, source)
     with torch.device("meta"):  # the first tensor alone may promise more memory than there is
-        expected = Encoder(in_channels, filters).state_dict()
+        expected = build_encoder(backbone, in_channels=in_channels, filters=filters).state_dict()
     check_same_architecture(
         {ENCODER_PREFIX + name: tensor.shape for name, tensor in expected.items()}, shapes, source
     )
-    encoder = Encoder(num_channels if in_channels == 1 else in_channels, filters)
+    wanted = num_channels if in_channels == 1 else in_channels
+    encoder = build_encoder(backbone, in_channels=wanted, filters=filters)
     load_encoder(nn.ModuleDict({"encoder": encoder}), source)
     return encoder
 
 
 @torch.no_grad()
 def describe(
-    encoder: nn.Module,
+    encoder: Backbone,
     cache: Cache,
     case_ids: list[str] | None = None,
     *,
@@ -152,8 +154,8 @@ def describe(
     the slice's superpixels, and read where the cache's own ASP maps are read. Slices of any size go in whole, with
     channels repeated where the cache has one and the encoder several.
 
-    `encoder`: on the device, from images to feature maps of which the last, of stride 16, is used; runs in evaluation
-    mode and has its former mode afterwards. `case_ids`: None takes every case. `batch_size` changes nothing but the
+    `encoder`: on the device; of its feature maps the last is used. It runs in evaluation mode and has its former mode
+    afterwards. `case_ids`: None takes every case. `batch_size` changes nothing but the
     rounding of the encoder itself. `shown`: with a progress bar.
 
     Raises UsageError for an encoder of another number of channels than the cache, and SuperCLError for features that
@@ -161,7 +163,7 @@ def describe(
 
     Source: SuperCL (IEEE TIP 2026), IGCP; reading on a grid is our choice.
     """
-    in_channels = next(encoder.parameters()).shape[1]
+    in_channels, stride = encoder.in_channels, encoder.strides[-1]
     if cache.num_channels not in (1, in_channels):
         raise UsageError(
             "The encoder takes another number of channels than the cache has.",
@@ -176,8 +178,8 @@ def describe(
     encoder.eval()
     try:
         with progress("describe", total=len(slices), unit="slices", shown=shown) as advance:
-            for places in _batches(cache, slices, batch_size):
-                images_BCYX, superpixels_BYX, grid_BGG = _read(cache, slices[places], device)
+            for places in _batches(cache, slices, batch_size, stride):
+                images_BCYX, superpixels_BYX, grid_BGG = _read(cache, slices[places], stride, device)
                 features = encoder(images_BCYX.expand(-1, in_channels, -1, -1))[-1]
                 maps_BYX = _averaged(features, superpixels_BYX)
                 descriptors[places] = maps_BYX.flatten(1).gather(1, grid_BGG.flatten(1))
@@ -189,31 +191,66 @@ def describe(
     return descriptors
 
 
-def _batches(cache: Cache, slices: np.ndarray, batch_size: int) -> Iterator[list[int]]:
+def _unet_sizes(shapes: dict[str, torch.Size], source: Path) -> tuple[int, int]:
+    """Filters and input channels of the published backbone."""
+    stem = shapes.get(UNET_STEM, ())
+    if len(stem) != 4 or 0 in stem:
+        raise _no_encoder(
+            source,
+            expected=f"a tensor {UNET_STEM} of shape (filters, in_channels, 3, 3)",
+            found=f"one of shape {tuple(stem)}" if stem else "none",
+        )
+    return stem[0], stem[1]
+
+
+def _channels_of_images(metadata: dict[str, str], shapes: dict[str, torch.Size], source: Path) -> int:
+    """Input channels of another backbone: those that the weights name, if one of their kernels has them."""
+    named = metadata.get("in_channels", "none")
+    for shape in shapes.values():
+        if len(shape) == 4 and str(shape[1]) == named:
+            return shape[1]
+    raise _no_encoder(
+        source, expected="in_channels in the metadata, and a kernel for images of them", found=named
+    )
+
+
+def _no_encoder(source: Path, *, expected: str, found: str) -> SuperCLError:
+    return SuperCLError(
+        "The weights hold no encoder of this project.",
+        where=source,
+        expected=expected,
+        found=found,
+        next_step="Give a run of `supercl pretrain` or `supercl finetune`, or a published checkpoint.",
+    )
+
+
+def _batches(cache: Cache, slices: np.ndarray, batch_size: int, stride: int) -> Iterator[list[int]]:
     """Positions in `slices` of what goes through the encoder together: slices of one padded size."""
     by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, case in enumerate(cache.slice_case[slices]):
-        by_size[_padded_size(cache.rows[case].shape)].append(place)
+        by_size[_padded_size(cache.rows[case].shape, stride)].append(place)
     for places in by_size.values():
         for first in range(0, len(places), batch_size):
             yield places[first : first + batch_size]
 
 
-def _padded_size(shape_CZYX: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(-(-side // STRIDE) * STRIDE for side in shape_CZYX[2:])
+def _padded_size(shape_CZYX: tuple[int, ...], stride: int) -> tuple[int, ...]:
+    return tuple(-(-side // stride) * stride for side in shape_CZYX[2:])
 
 
-def _read(cache: Cache, slices: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _read(
+    cache: Cache, slices: np.ndarray, stride: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised images, superpixels and, as flat positions int64 (B, g, g), where to read: of slices of one size."""
     cases = [cache.case(cache.rows[index].id) for index in cache.slice_case[slices]]
-    size_YX = _padded_size(cases[0].row.shape)
+    size_YX = _padded_size(cases[0].row.shape, stride)
     images = np.zeros((len(slices), cache.num_channels, *size_YX), np.float32)
     superpixels = np.full((len(slices), *size_YX), -1, np.int32)
     grid = np.empty((len(slices), ASP_GRID, ASP_GRID), np.int64)
     for item, (case, z) in enumerate(zip(cases, cache.slice_z[slices], strict=True)):
         height, width = case.row.shape[2:]
-        images[item, :, :height, :width] = case.image_ZCYX[z]
-        superpixels[item, :height, :width] = case.superpixels_ZYX[z]
+        images[item, :, :height, :width] = case.read("image", slice(z, z + 1))[0]
+        superpixels[item, :height, :width] = case.read("superpixels", slice(z, z + 1))[0]
         grid[item] = grid_positions(height)[:, None] * size_YX[1] + grid_positions(width)
     windows = np.stack([normalisation_window(case) for case in cases])
     on_device = [torch.from_numpy(array).to(device) for array in (images, windows, superpixels, grid)]

@@ -2,7 +2,7 @@
 
 Under `torchrun` every process sees a part of the global batch. Pairs between slices must not: embeddings are
 gathered with gradients, so that loss and gradients do not depend on how the batch is split. Without `torchrun`
-everything here does nothing. Called by `train.loop` and `train.pretraining`.
+everything here does nothing. Called by `train.loop`, `train.device`, `train.refresh` and `train.pretraining`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from supercl_core.errors import SuperCLError
+
 T = TypeVar("T")
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started, if it did: NCCL where there are GPUs, else gloo."""
+    """Join the processes that `torchrun` or Slurm started, if one did, as WORLD_SIZE and RANK say.
+
+    Tensors on GPUs go through NCCL, others through gloo, which notices at once when a process has died.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
-        dist.barrier()  # nobody leaves while another still talks
+        barrier()  # nobody leaves while another still talks
     finally:
         # A DDP module lives in reference cycles; one that outlives the group aborts the interpreter at its exit.
         gc.collect()
@@ -51,18 +56,26 @@ def world_size() -> int:
 
 def barrier() -> None:
     """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
+    any_rank(False)
 
 
 def rank_0_first(function: Callable[..., T], *arguments: Any) -> T:
-    """Call `function` on rank 0, and on the others once that is done: they find the files that it wrote."""
-    if rank() > 0:
-        barrier()
-    result = function(*arguments)
+    """Call `function` on rank 0, and on the others once that is done: they find the files that it wrote.
+
+    A SuperCLError of rank 0 is raised on all ranks.
+    """
+    if not dist.is_initialized():
+        return function(*arguments)
+    failed: list[SuperCLError | None] = [None]
     if rank() == 0:
-        barrier()
-    return result
+        try:
+            result = function(*arguments)
+        except SuperCLError as error:
+            failed = [error]
+    dist.broadcast_object_list(failed, device=torch.device("cpu"))
+    if failed[0] is not None:
+        raise failed[0]
+    return result if rank() == 0 else function(*arguments)
 
 
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
@@ -100,11 +113,16 @@ def share(count: Tensor) -> Tensor:
     return count / mean(count.float()).clamp_min(1 / world_size())
 
 
-def any_rank(condition: bool, device: torch.device) -> bool:
-    """Whether the condition holds on any rank; all ranks get the same answer."""
-    if not dist.is_initialized():
-        return condition
-    return bool(mean(torch.tensor(float(condition), device=device)) > 0)
+def any_rank(condition: bool) -> bool:
+    """Whether the condition holds on any rank; all ranks get the same answer, without waiting for a GPU."""
+    return bool(mean(torch.tensor(float(condition))) > 0)
+
+
+def of_rank_0(tensor: Tensor) -> Tensor:
+    """The `tensor` of rank 0; others pass one of the same shape and dtype, which is overwritten."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
 
 
 class _Gather(torch.autograd.Function):

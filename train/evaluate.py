@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
 
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache, CachedCase
@@ -20,9 +19,10 @@ from supercl_core.progress import progress
 from supercl_core.volumes import write_label_map
 from train import runs
 from train.data import normalisation_window, normalise_images
-from train.loop import select_device
+from train.device import select_device
 from train.metrics import score_case, summarise
-from train.models.unet import STRIDE, UNet
+from train.models.backbones import build_encoder
+from train.models.unet import UNet
 from train.models.weights import check_same_architecture, read_weights
 from train.pretraining import network_channels, repeat_channels
 
@@ -61,8 +61,7 @@ def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict
             write_label_map(
                 run_path / "predictions" / f"{case.row.id}.nii.gz", prediction_ZYX, case.geometry()
             )
-            truth_ZYX = case.ground_truth_ZYX
-            assert truth_ZYX is not None
+            truth_ZYX = case.read("ground_truth", slice(None))
             scores = score_case(
                 prediction_ZYX,
                 truth_ZYX,
@@ -89,42 +88,44 @@ def load_network(run: dict[str, Any], run_path: Path) -> UNet:
     Raises SuperCLError where its weights are missing, or are not those of the model that run.json describes.
     """
     weights = read_weights(run_path)
-    model = {
-        "in_channels": run["model"]["in_channels"],
-        "num_classes": len(run["cache"]["class_names"]),
-        "filters": run["model"]["filters"],
-    }
     with torch.device("meta"):  # run.json may ask for more memory than there is
-        expected = UNet(**model).state_dict()
+        expected = _untrained(run).state_dict()
     check_same_architecture(
         {name: tensor.shape for name, tensor in expected.items()},
         {name: tensor.shape for name, tensor in weights.items()},
         run_path,
     )
-    network = UNet(**model)
+    network = _untrained(run)
     network.load_state_dict(weights)
     return network.eval()
 
 
 @torch.inference_mode()
-def segment(network: nn.Module, case: CachedCase, *, device: torch.device) -> np.ndarray:
+def segment(network: UNet, case: CachedCase, *, device: torch.device) -> np.ndarray:
     """Classes of every voxel of a case, uint8 (z, y, x), slice by slice at the slices' own size.
 
-    Slices are normalised as in training, and padded with their mean to multiples of 16.
+    Slices are normalised as in training, and padded with their mean to multiples of the network's last stride.
     """
     _, num_slices, height, width = case.row.shape
     window = torch.from_numpy(normalisation_window(case))[None].to(device)
-    in_channels = next(network.parameters()).shape[1]
+    in_channels, stride = network.encoder.in_channels, network.encoder.strides[-1]
     classes = np.empty((num_slices, height, width), np.uint8)
-    padding = (0, -width % STRIDE, 0, -height % STRIDE)
+    padding = (0, -width % stride, 0, -height % stride)
     for first in range(0, num_slices, SLICES_AT_ONCE):
-        stored = np.array(case.image_ZCYX[first : first + SLICES_AT_ONCE], dtype=np.float32)
+        stored = case.read("image", slice(first, first + SLICES_AT_ONCE))
         images = normalise_images(torch.from_numpy(stored).to(device), window)
         images = torch.nn.functional.pad(images, padding)
         logits = network(repeat_channels(images, in_channels))
         part = logits.argmax(dim=1)[:, :height, :width].to(torch.uint8)
         classes[first : first + SLICES_AT_ONCE] = part.cpu().numpy()
     return classes
+
+
+def _untrained(run: dict[str, Any]) -> UNet:
+    """The network that run.json describes, with random weights on PyTorch's default device."""
+    model = run["model"]
+    encoder = build_encoder(model["backbone"], in_channels=model["in_channels"], filters=model["filters"])
+    return UNet(encoder, num_classes=len(run["cache"]["class_names"]))
 
 
 def _check_run(run: dict[str, Any], run_path: Path, cache: Cache) -> None:

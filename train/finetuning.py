@@ -6,7 +6,8 @@ is kept is the one after the last step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,7 +23,9 @@ from supercl_core.splits import Split, check_contents, some_of
 from train import runs
 from train.augment import AugmentConfig, geometric_view, intensity_view
 from train.data import Batch, SliceDataset
-from train.loop import LoopConfig, fit, select_device
+from train.device import prepare, resolve_precision, select_device
+from train.loop import LoopConfig, fit
+from train.models.backbones import build_encoder
 from train.models.unet import UNet
 from train.models.weights import WEIGHTS_NAME, load_encoder, save_weights
 from train.pretraining import network_channels, repeat_channels
@@ -94,22 +97,27 @@ def finetune(
             next_step="Preprocess the data set in a layout with labels.",
         )
     check_contents(split, cache.rows)
-    dataset = SliceDataset(cache, list(split.labelled), patch_size=config.patch_size, ground_truth=True)
+    config = replace(config, precision=resolve_precision(config.precision, device))
     in_channels = network_channels(config.in_channels, cache.num_channels)
     torch.manual_seed(config.seed)
-    network = UNet(in_channels=in_channels, num_classes=len(cache.class_names), filters=config.filters)
+    encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
+    dataset = SliceDataset(
+        cache,
+        list(split.labelled),
+        patch_size=config.patch_size,
+        ground_truth=True,
+        multiple_of=encoder.strides[-1],
+    )
+    network = UNet(encoder, num_classes=len(cache.class_names))
     report = None if init == SCRATCH else load_encoder(network, init)
-    network.to(device)
+    model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
     run = runs.start_run(
         run_path,
         {
             "kind": "finetune",
             "config": as_dict(config),
-            "model": {
-                "in_channels": in_channels,
-                "num_classes": len(cache.class_names),
-                "filters": config.filters,
-            },
+            "model": {**model, "num_classes": len(cache.class_names)},
+            "world_size": 1,
             "cache": runs.describe_cache(cache),
             "cases": {"train": list(split.labelled), "validation": [], "test": list(split.test)},
             "content_digests": runs.content_digests(cache, split.labelled),
@@ -126,11 +134,13 @@ def finetune(
         run_path,
         network=network,
         dataset=dataset,
-        compute_losses=SegmentationLosses(network, config=config, in_channels=in_channels),
+        compute_losses=SegmentationLosses(
+            prepare(network, config=config, device=device), config=config, in_channels=in_channels
+        ),
         config=config,
         device=device,
     )
-    save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
+    save_weights(network, weights_path, {name: str(value) for name, value in model.items()})
     runs.finish_run(run_path)
     return weights_path
 
@@ -138,7 +148,9 @@ def finetune(
 class SegmentationLosses:
     """From a batch with ground truth to cross-entropy, soft Dice and what is minimised."""
 
-    def __init__(self, network: UNet, *, config: FinetuneConfig, in_channels: int) -> None:
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], *, config: FinetuneConfig, in_channels: int
+    ) -> None:
         self._network, self._config, self._in_channels = network, config, in_channels
         # Over the whole batch, so that a class missing from one slice is no division by nothing.
         self._dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
@@ -149,7 +161,7 @@ class SegmentationLosses:
         augment = self._config.augment
         images = intensity_view(batch.image_BCYX, generator, config=augment)
         images, truth = geometric_view(images, generator, config=augment, labels_BYX=batch.ground_truth_BYX)
-        logits = self._network(repeat_channels(images, self._in_channels))
+        logits = self._network(repeat_channels(images, self._in_channels)).float()
         terms = {"loss_ce": cross_entropy(logits, truth.long())}
         if self._config.loss == "dice_ce":
             terms["loss_dice"] = self._dice(logits, truth[:, None].long())

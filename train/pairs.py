@@ -1,14 +1,15 @@
 """Which embeddings are positive pairs: ILCP, instance pairs, and IGCP online and from cached labels.
 
-Masks are bool, never mark the diagonal, and hold the first view of everything before the second. All of it
-is batched and stays on the device of its arguments: no value is read back, and no shape depends on one.
-`train.pretraining` hands the masks to `train.losses.contrastive`.
+Pairs of slices are bool masks that never mark the diagonal; those of pixels, of which there are many more, are
+labels. Both hold the first view of everything before the second. All of it is batched and stays on the device of its
+arguments: no value is read back, and no shape depends on one. `train.pretraining` hands the pairs to
+`train.losses.contrastive`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,54 +17,72 @@ from torch import Tensor
 from train.losses.contrastive import cosine_similarities
 
 PixelSampling = Literal["all", "published", "spread"]
-InstanceRule = Literal["position", "view"]
+InstanceRule = Literal["position", "partition", "view"]
 AspDivisor = Literal["superpixel", "image"]
 ViewPairs = Literal["edge", "afterwards"]
 
+# A position times the number of partitions is an integer at the end of a partition, which rounding may exceed. Other
+# slices exceed one by more than this in volumes of up to 10,000 slices.
+PARTITION_TOLERANCE: Final = 1e-4
 
-def ilcp_positives(superpixels: Tensor) -> tuple[Tensor, Tensor]:
+
+def ilcp_labels(superpixels: Tensor) -> Tensor:
     """Intra-image local contrastive pairs: two pixels of one slice in the same superpixel.
 
-    `superpixels` is integer (B, h, w), or (B, P) at P sampled pixels, with -1 in padding. Returns, for the N
-    pixels of x1 and then the same N pixels of x2, positives (B, 2N, 2N) and valid (B, 2N), both bool; valid
-    is false in padding. Source: SuperCL (IEEE TIP 2026), ILCP.
+    `superpixels` is integer (B, h, w), or (B, P) at P sampled pixels, with -1 in padding. Returns the superpixels of
+    the N pixels of x1 and then of the same N pixels of x2, (B, 2N): equal labels are positive pairs. Source: SuperCL
+    (IEEE TIP 2026), ILCP.
     """
-    ids = superpixels.flatten(1).repeat(1, 2)
-    return _same_label(ids), ids >= 0
+    return superpixels.flatten(1).repeat(1, 2)
 
 
-def sample_pixels(height: int, width: int, *, mode: PixelSampling = "all", count: int = 1024) -> Tensor:
+def sample_pixels(
+    height: int,
+    width: int,
+    *,
+    mode: PixelSampling = "all",
+    count: int = 1024,
+    device: torch.device | None = None,
+) -> Tensor:
     """The flat positions, row by row, of the pixels of a feature map that ILCP contrasts.
 
     "all" takes every pixel. "published" takes every 16th position of maps of 32 x 32 and above, which on a
     map 32 wide is two columns, and all of a smaller one. "spread" (our choice) takes all of a map of at most
-    `count` pixels, and of a larger one an even grid of at most `count`. Returns int64 (P,), ascending.
+    `count` pixels, and of a larger one an even grid of at most `count`. Returns int64 (P,), ascending, made on
+    `device`.
     """
     assert mode in get_args(PixelSampling), mode
     num_pixels = height * width
     if mode == "published" and num_pixels >= 32 * 32:
-        return torch.arange(0, num_pixels, 16)
+        return torch.arange(0, num_pixels, 16, device=device)
     if mode == "spread" and num_pixels > count:
         num_rows = min(height, count, max(1, math.isqrt(count * height // width)))
-        rows = _even_positions(height, num_rows)
-        columns = _even_positions(width, min(width, count // num_rows))
+        rows = _even_positions(height, num_rows, device)
+        columns = _even_positions(width, min(width, count // num_rows), device)
         return (rows[:, None] * width + columns).flatten()
-    return torch.arange(num_pixels)
+    return torch.arange(num_pixels, device=device)
 
 
 def instance_positives(
-    positions: Tensor, *, threshold: float = 0.1, rule: InstanceRule = "position"
+    positions: Tensor,
+    *,
+    threshold: float = 0.1,
+    num_partitions: int = 4,
+    rule: InstanceRule = "position",
 ) -> Tensor:
     """Pairs of slices for L_ins.
 
-    `positions` is floating point (B,) in (0, 1], the position of each slice in its volume. "position" pairs
-    slices closer than `threshold` (volumetric data; Zeng et al., MICCAI 2021), "view" only the two views of
-    a slice. Returns (2B, 2B): all slices of x3, then all of x4.
+    `positions` is floating point (B,), the position (z + 1) / Z of each slice in its volume. "position" pairs slices
+    closer than `threshold` (PCL; Zeng et al., MICCAI 2021). "partition" cuts volumes into `num_partitions` equal parts
+    along z and pairs slices of the same part, of whatever volume (GCL; Chaitanya et al., NeurIPS 2020). "view" pairs
+    only the two views of a slice. Returns (2B, 2B): all slices of x3, then all of x4.
     """
     assert rule in get_args(InstanceRule), rule
     if rule == "view":
         return _view_pairs(positions)
     both = positions.repeat(2)
+    if rule == "partition":
+        return _same_label((both * num_partitions - PARTITION_TOLERANCE).ceil())
     near = (both[:, None] - both[None, :]).abs() < threshold
     return near.fill_diagonal_(False)
 
@@ -171,6 +190,6 @@ def _same_label(labels: Tensor) -> Tensor:
     return same & ~torch.eye(labels.shape[-1], dtype=torch.bool, device=labels.device)
 
 
-def _even_positions(length: int, count: int) -> Tensor:
+def _even_positions(length: int, count: int, device: torch.device | None) -> Tensor:
     """`count` <= `length` different positions, each in the middle of an equal share of 0 .. `length` - 1."""
-    return (2 * torch.arange(count) + 1) * length // (2 * count)
+    return (2 * torch.arange(count, device=device) + 1) * length // (2 * count)

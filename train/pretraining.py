@@ -6,131 +6,43 @@ Called by `supercl pretrain` and, as `train.pretrain`, from Python. The loop its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from supercl_core.cache_reader import Cache
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
 from supercl_core.splits import cases_without
-from supercl_core.weak_labels import LinkRule, auto_level, linked
+from supercl_core.weak_labels import auto_level, linked
 from train import distributed, runs
-from train.augment import AugmentConfig, pretrain_views
+from train.augment import pretrain_views
 from train.data import Batch, SliceDataset
-from train.loop import LoopConfig, fit, select_device
+from train.device import prepare, resolve_precision, select_device
+from train.loop import fit
 from train.losses.contrastive import supervised_contrastive
-from train.models.unet import PretrainNet
+from train.methods import PretrainConfig
+from train.models.backbones import build_encoder
+from train.models.unet import PretrainNet, PretrainOutput
 from train.models.weights import WEIGHTS_NAME, save_weights
 from train.pairs import (
-    AspDivisor,
-    InstanceRule,
-    PixelSampling,
-    ViewPairs,
     cached_igcp_positives,
-    ilcp_positives,
+    ilcp_labels,
     instance_positives,
     online_igcp_positives,
     sample_pixels,
 )
 from train.refresh import Refresh
+from train.run_log import note
 from train.sampling import SliceOrder
 
 LOSS_TERMS: Final = ("loss_ins", "loss_intra", "loss_inter")
 """In the order of their weights."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig(LoopConfig):
-    """Settings of a pre-training run. What the publication sets is in the preset `published`."""
-
-    steps: int = 20_000
-    batch_size: int = 32
-    lr: float = 2e-3
-    final_lr: float = 0.0
-    warmup_steps: int = 100
-    projection: int = 128
-    """Width of the pixel projection head, which is thrown away afterwards; 0 contrasts the encoder's features."""
-    temperature: float = 0.1
-    """Temperature of all three losses (published: 0.1)."""
-    weights: tuple[float, float, float] = (1.0, 1.0, 0.5)
-    """Of L_ins, L_intra and L_inter (published: 1, 1, 0.5); igcp = 'none' leaves the last one out."""
-    instance_rule: InstanceRule = "position"
-    """Positives of L_ins: slices at close positions (volumes), or only the other view of the slice."""
-    position_threshold: float = 0.1
-    """Slices closer than this are positive pairs under the rule `position`."""
-    ilcp_pixels: PixelSampling = "all"
-    """Pixels of the stride-16 map that ILCP contrasts."""
-    igcp: Literal["cached", "online", "none"] = "cached"
-    """Weak labels from the cache (ours), from the features of each batch (published), or no L_inter at all."""
-    weak_labels: str | None = None
-    """For cached IGCP: name of the labels in the cache; None takes the cache's default."""
-    ccl_level: int | None = None
-    """For cached IGCP: level of the labels, 0 the finest; None takes the finest at which a random batch holds a
-    positive per anchor. A refresh that finds fewer levels takes the coarsest."""
-    batches: Literal["auto", "groups", "random"] = "auto"
-    """Slices two by two with one weak label, so that every anchor has a positive in another slice, or at random;
-    `auto` takes groups for cached IGCP. Groups need an even number of slices a step."""
-    refresh_every: int = 0
-    """For cached IGCP: epochs after which the weak labels are computed again, from the encoder in training, and from
-    then on again and again; 0 keeps those of the cache."""
-    neighbours: LinkRule = "auto"
-    """For a refresh: whether a slice may be linked to one of its own patient. For labels of the cache it was decided
-    when they were made."""
-    asp_divisor: AspDivisor = "superpixel"
-    """For online IGCP: the mean over the superpixel, or its sum over all pixels (as released)."""
-    view_pairs: ViewPairs = "edge"
-    """For online IGCP: views linked before components are taken, or added to the mask afterwards (as released)."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("projection", "position_threshold", "refresh_every"):
-            self.check(name, getattr(self, name) >= 0, "at least 0")
-        self.check("temperature", 0 < self.temperature < math.inf, "a number above 0")
-        used = self.weights[:2] if self.igcp == "none" else self.weights
-        self.check("weights", min(self.weights) >= 0 < max(used), "one above 0, none below")
-        known = self.igcp != "none" or self.weights[2] in (0, type(self).weights[2])
-        self.check("weights", known, "0 or the default for L_inter, which igcp = 'none' leaves out")
-        self.check("batches", self.igcp == "cached" or self.batches != "groups", "igcp = 'cached' for groups")
-        without_effect = {
-            "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
-            "asp_divisor": "igcp = 'online'" if self.igcp != "online" else None,
-            "view_pairs": "igcp = 'online'" if self.igcp != "online" else None,
-            "weak_labels": "igcp = 'cached'" if self.igcp != "cached" else None,
-            "ccl_level": "igcp = 'cached'" if self.igcp != "cached" else None,
-            "refresh_every": "igcp = 'cached'" if self.igcp != "cached" else None,
-            "neighbours": "refresh_every above 0" if not self.refresh_every else None,
-        }
-        for name, needed in without_effect.items():
-            is_default = getattr(self, name) == type(self).__dataclass_fields__[name].default
-            self.check(name, needed is None or is_default, f"{needed}, or the default")
-
-    @property
-    def in_groups(self) -> bool:
-        """Whether batches hold slices two by two with one weak label."""
-        return self.batches == "groups" or (self.batches == "auto" and self.igcp == "cached")
-
-
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "published": {
-        "optimiser": "sgd",
-        "lr": 0.1,
-        "warmup_steps": 0,
-        "weight_decay": 1e-5,
-        "projection": 0,
-        "ilcp_pixels": "published",
-        "igcp": "online",
-        "asp_divisor": "image",
-        "view_pairs": "afterwards",
-    },
-    "demo": {"steps": 350, "batch_size": 16, "filters": 8, "lr": 5e-3, "warmup_steps": 30},
-}
-"""`published`: the released choices, where this project's differ. `demo`: minutes on a CPU."""
 
 
 def pretrain(
@@ -142,14 +54,33 @@ def pretrain(
     (`splits.cases_without`): a test case under another name is a test case. Writes the run folder (`train.runs`) and
     returns the path of its weights.
 
-    Raises UsageError for settings that do not fit the cache or a run folder of another run, CacheError for weak labels
-    that are not there or stale.
+    Raises UsageError for settings that do not fit the cache, the number of slices or the encoder, and for a run folder
+    of another run; CacheError for weak labels that are not there or stale.
     """
     config = config or PretrainConfig()
     device = select_device(config.device)
-    case_ids = cases_without(cache.rows, excluded)
-    dataset = SliceDataset(cache, case_ids, patch_size=config.patch_size)
+    config = replace(config, precision=resolve_precision(config.precision, device))
     in_channels = network_channels(config.in_channels, cache.num_channels)
+    torch.manual_seed(config.seed)
+    encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
+    pixel_stride = config.ilcp_stride or encoder.strides[-1]
+    network = PretrainNet(
+        encoder,
+        projection=config.projection,
+        instance=config.uses_whole,
+        pixel_stride=pixel_stride if config.uses_intra else None,
+    )
+    case_ids = cases_without(cache.rows, excluded)
+    dataset = SliceDataset(
+        cache,
+        case_ids,
+        patch_size=config.patch_size,
+        multiple_of=encoder.strides[-1],
+        superpixel_stride=pixel_stride,
+    )
+    _check_slices(cache, dataset, config)
+    if config.uses_intra and distributed.rank() == 0:
+        _note_few_pairs(cache, pixel_stride, encoder.strides)
     slice_patients = cache.slice_patient[dataset.slices]
     rule = linked(config.neighbours, slice_patients)
     linkable = rule == "any" or linked("auto", slice_patients) == rule
@@ -161,13 +92,17 @@ def pretrain(
         seed=config.seed,
         labels=labels[dataset.slices] if labels is not None and config.in_groups else None,
     )
+    if config.epochs is not None:
+        config = replace(config, epochs=None, steps=config.epochs * order.steps_per_epoch)
+    model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
     run = distributed.rank_0_first(
         runs.start_run,
         run_path,
         {
             "kind": "pretrain",
             "config": as_dict(config),
-            "model": {"in_channels": in_channels, "num_classes": None, "filters": config.filters},
+            "model": {**model, "num_classes": None},
+            "world_size": distributed.world_size(),
             "cache": runs.describe_cache(cache),
             "cases": {"train": case_ids, "validation": [], "test": []},
             "content_digests": runs.content_digests(cache, case_ids),
@@ -180,12 +115,9 @@ def pretrain(
     weights_path = run_path / WEIGHTS_NAME
     if run["status"] == "finished":
         return weights_path
-    torch.manual_seed(config.seed)
-    network = PretrainNet(in_channels=in_channels, filters=config.filters, projection=config.projection)
-    network.to(device)
     ccl = None if labels is None else torch.tensor(labels, device=device)
     losses = PretrainLosses(
-        distributed.parallel(network, device),
+        prepare(network, config=config, device=device),
         config=config,
         in_channels=in_channels,
         ccl=ccl,
@@ -214,17 +146,20 @@ def pretrain(
         refresh=refresh,
     )
     if distributed.rank() == 0:
-        save_weights(network, weights_path, {"filters": str(config.filters), "in_channels": str(in_channels)})
+        save_weights(network, weights_path, {name: str(value) for name, value in model.items()})
         runs.finish_run(run_path)
     return weights_path
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainLosses:
-    """From a batch to the three losses and their sum, the same however the batch is split over ranks."""
+    """From a batch to the losses that the configuration weighs and their sum.
 
-    network: nn.Module = field(kw_only=False)
-    """From images to a PretrainOutput."""
+    With the contrast over all ranks the same however the batch is split over ranks.
+    """
+
+    network: Callable[..., PretrainOutput] = field(kw_only=False)
+    """`PretrainNet.forward`, such as `train.device.prepare` makes it."""
     config: PretrainConfig
     in_channels: int
     ccl: Tensor | None
@@ -232,51 +167,87 @@ class PretrainLosses:
     num_superpixels: int
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The losses `loss_ins`, `loss_intra`, unless IGCP is none `loss_inter`, and their weighted sum `loss`."""
+        """Of `loss_ins`, `loss_intra` and `loss_inter` those of a weight above 0, and their weighted sum `loss`.
+
+        `generator`: in the same state on all ranks.
+        """
         config = self.config
-        views = pretrain_views(batch.image_BCYX, generator, config=config.augment)
-        images = repeat_channels(torch.cat(views), self.in_channels)
-        output = self.network(images)
-        features_x1, features_x2, _, _ = output.features.chunk(4)
-        pixels_x1, pixels_x2, _, _ = output.pixels.chunk(4)
-        _, _, instance_x3, instance_x4 = output.instance.chunk(4)
-
-        gather = distributed.gather
-        instances = torch.cat([gather(instance_x3), gather(instance_x4)])
-        instance_pairs = instance_positives(
-            gather(batch.positions_B), threshold=config.position_threshold, rule=config.instance_rule
+        part = (distributed.rank(), distributed.world_size())
+        views = pretrain_views(batch.image_BCYX, generator, config=config.augment, part=part)
+        local, whole = (
+            repeat_channels(torch.cat(pair), self.in_channels) if used else None
+            for pair, used in ((views[:2], config.uses_local), (views[2:], config.uses_whole))
         )
-        sampled = sample_pixels(*pixels_x1.shape[-2:], mode=config.ilcp_pixels).to(images.device)
-        embeddings = torch.cat([x.flatten(2)[..., sampled].mT for x in (pixels_x1, pixels_x2)], dim=1)
-        intra_pairs, valid = ilcp_positives(batch.superpixels_Bhw.flatten(1)[:, sampled])
-
-        t = config.temperature
-        terms = {
-            "loss_ins": supervised_contrastive(instances, instance_pairs, temperature=t),
-            "loss_intra": supervised_contrastive(embeddings, intra_pairs, temperature=t, valid=valid)
-            * distributed.share(valid.any(dim=1).sum()),
-        }
-        if config.igcp != "none":
-            inter_pairs = self.inter_positives(batch, features_x1, features_x2)
-            terms["loss_inter"] = supervised_contrastive(instances, inter_pairs, temperature=t)
+        num_views = 2 * (config.uses_local + config.uses_whole)
+        output = self.network(local, whole, passes=num_views if config.batch_statistics == "each_view" else 1)
+        terms = {}
+        if config.uses_ins:
+            terms["loss_ins"] = self.loss_ins(output, batch)
+        if config.uses_intra:
+            terms["loss_intra"] = self.loss_intra(output, batch)
+        if config.uses_inter:
+            terms["loss_inter"] = self.loss_inter(output, batch)
         weights = dict(zip(LOSS_TERMS, config.weights, strict=True))
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": total, **terms}
 
-    def inter_positives(self, batch: Batch, features_x1: Tensor, features_x2: Tensor) -> Tensor:
-        """The positives of L_inter over all ranks, bool (2B, 2B); features (B, C, h, w) are those of this rank."""
-        gather = distributed.gather
+    def loss_ins(self, output: PretrainOutput, batch: Batch) -> Tensor:
+        """L_ins of the instance embeddings of x3 and x4."""
+        config = self.config
+        pairs = instance_positives(
+            self._gather(batch.positions_B),
+            threshold=config.position_threshold,
+            rule=config.instance_rule,
+            num_partitions=config.num_partitions,
+        )
+        return supervised_contrastive(self._instances(output), pairs, temperature=config.temperature)
+
+    def loss_intra(self, output: PretrainOutput, batch: Batch) -> Tensor:
+        """L_intra (ILCP) of the pixel embeddings of x1 and x2."""
+        config = self.config
+        assert output.pixels is not None
+        sampled = sample_pixels(
+            *output.pixels.shape[-2:], mode=config.ilcp_pixels, device=output.pixels.device
+        )
+        embeddings = torch.cat([view.flatten(2)[..., sampled].mT for view in output.pixels.chunk(2)], dim=1)
+        labels = ilcp_labels(batch.superpixels_Bhw.flatten(1)[:, sampled])
+        loss = supervised_contrastive(embeddings, labels, temperature=config.temperature)
+        # Slices have no part in each other's pairs, so nothing is gathered: a rank's mean counts by its slices.
+        return loss * distributed.share((labels >= 0).any(dim=1).sum())
+
+    def loss_inter(self, output: PretrainOutput, batch: Batch) -> Tensor:
+        """L_inter (IGCP) of the instance embeddings of x3 and x4."""
+        pairs = self.inter_positives(batch, output.features)
+        return supervised_contrastive(self._instances(output), pairs, temperature=self.config.temperature)
+
+    def inter_positives(self, batch: Batch, features: Tensor | None) -> Tensor:
+        """The positives of L_inter over all ranks, bool (2B, 2B).
+
+        `features`: of this rank's x1, then x2 (2b, C, h, w), at the encoder's deepest stride; read by online IGCP.
+        """
         if self.ccl is not None:
-            return cached_igcp_positives(self.ccl[gather(batch.slices_B)])
+            return cached_igcp_positives(self.ccl[self._gather(batch.slices_B)])
+        assert features is not None
         # Only the mean over channels is used, so only that is gathered.
+        means = features.detach().mean(dim=1, keepdim=True, dtype=torch.float32)
+        finer = batch.superpixels_Bhw.shape[-1] // features.shape[-1]
+        superpixels = batch.superpixels_Bhw[:, finer // 2 :: finer, finer // 2 :: finer]
+        means_x1, means_x2 = (self._gather(view) for view in means.chunk(2))
         return online_igcp_positives(
-            gather(features_x1.detach().mean(dim=1, keepdim=True)),
-            gather(features_x2.detach().mean(dim=1, keepdim=True)),
-            gather(batch.superpixels_Bhw.int()),  # gloo knows no int16
+            means_x1,
+            means_x2,
+            self._gather(superpixels.int()),  # gloo knows no int16
             num_superpixels=self.num_superpixels,
             divide_by=self.config.asp_divisor,
             view_pairs=self.config.view_pairs,
         )
+
+    def _instances(self, output: PretrainOutput) -> Tensor:
+        assert output.instance is not None
+        return torch.cat([self._gather(view) for view in output.instance.chunk(2)])
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        return distributed.gather(tensor) if self.config.contrast == "all_ranks" else tensor
 
 
 def network_channels(wanted: int | None, cached: int) -> int:
@@ -297,6 +268,42 @@ def network_channels(wanted: int | None, cached: int) -> int:
 def repeat_channels(images_BCYX: Tensor, in_channels: int) -> Tensor:
     """Single-channel images repeated to the network's input channels (as published for MRI models of four)."""
     return images_BCYX.expand(-1, in_channels, -1, -1) if images_BCYX.shape[1] == 1 else images_BCYX
+
+
+def _check_slices(cache: Cache, dataset: SliceDataset, config: PretrainConfig) -> None:
+    """Raise UsageError for too few slices to fill a batch, and for positions where volumes have but one slice."""
+    num_slices, needed = len(dataset.slices), config.batch_size * distributed.world_size()
+    if num_slices < needed:
+        raise UsageError(
+            "There are too few slices for a batch.",
+            where=cache.path,
+            expected=f"at least {needed:,} slices: batch_size on every process",
+            found=f"{num_slices:,}",
+            next_step=f"Set batch_size to at most {num_slices // distributed.world_size()}, or use fewer processes.",
+        )
+    volumetric = bool((cache.slice_position[dataset.slices] < 1).any())
+    if config.uses_ins and config.instance_rule != "view" and not volumetric:
+        raise UsageError(
+            "Positions mean nothing here: every case is a single slice.",
+            where=cache.path,
+            expected="volumes, for pairs by position in the volume",
+            found=f"instance_rule = {config.instance_rule!r} and {num_slices:,} cases of one slice",
+            next_step="Set instance_rule = 'view'.",
+        )
+
+
+def _note_few_pairs(cache: Cache, stride: int, strides: tuple[int, ...]) -> None:
+    """Say where superpixels are so small that ILCP hardly finds two positions in one."""
+    width = float(
+        np.median([math.sqrt(row.shape[2] * row.shape[3] / row.num_superpixels) for row in cache.done])
+    )
+    # As on the published 512 x 512: three positions from border to border.
+    finer = [other for other in strides if 3 * other <= width] or [strides[0]]
+    if width < stride:
+        note(
+            f"superpixels are {width:.0f} pixels wide and ILCP contrasts every {stride}th: few positive pairs. "
+            f"ilcp_stride = {max(finer)} has more."
+        )
 
 
 def _weak_labels(

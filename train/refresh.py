@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from supercl_core.weak_labels import Linked, auto_level
 from train import distributed
 from train.data import SliceDataset
 from train.descriptors import describe
 from train.hierarchy import first_neighbour_hierarchy
+from train.models.unet import Backbone
 from train.sampling import SliceOrder
 
 
@@ -28,7 +29,7 @@ class Refresh:
 
     dataset: SliceDataset
     """The slices that are described and labelled."""
-    encoder: nn.Module
+    encoder: Backbone
     """The one in training."""
     ccl: Tensor
     """int32 (slices of the cache,), on the device: the labels that the losses read, changed in place."""
@@ -53,10 +54,10 @@ class Refresh:
         Returns `ccl_level` and `num_components`. Raises SuperCLError for features that are not finite.
         """
         num_slices = len(self.dataset.slices)
-        found = self.ccl.new_zeros(num_slices + 1)
+        found = torch.zeros(num_slices + 1, dtype=self.ccl.dtype)
         if distributed.rank() == 0:
             found[:-1], found[-1] = self._compute()
-        found = distributed.gather(found)[: num_slices + 1]  # what rank 0 found
+        distributed.of_rank_0(found)  # on the CPU: gloo waits for 30 minutes, NCCL for 10
         self._use(found[:-1], step)
         return {"ccl_level": int(found[-1]), "num_components": int(found[:-1].max()) + 1}
 

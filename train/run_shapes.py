@@ -67,7 +67,9 @@ RUN: Final = {
     "status": _text,
     "kind": lambda value: value in ("pretrain", "finetune"),
     "config": _object,
+    "world_size": _size,
     "model": {
+        "backbone": _text,
         "in_channels": _size,
         "num_classes": (_size,),
         "filters": _size,

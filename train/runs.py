@@ -2,6 +2,7 @@
 
     RUN/run.json              settings, data, model, provenance, status
     RUN/metrics.jsonl         one object a logged step, and one a refresh of the weak labels
+    RUN/tensorboard/          the same for TensorBoard
     RUN/checkpoints/          full state, the last ones
     RUN/weights.safetensors   the finished network
     RUN/evaluation.json       metrics per case (fine-tuned runs)
@@ -26,7 +27,7 @@ from train import run_shapes
 from train.metrics import MEAN
 from train.run_shapes import check
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of run.json."""
 
 LARGEST_FILE_BYTES: Final = 1 << 26
@@ -36,7 +37,7 @@ LARGEST_FILE_BYTES: Final = 1 << 26
 def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
     """Create the run folder, or find that it holds a part of the same run; return its description.
 
-    Raises UsageError when the folder holds a run with other settings or data.
+    Raises UsageError when the folder holds a run with other settings or data, or of another number of processes.
     """
     file = run_path / "run.json"
     wanted = {
@@ -49,15 +50,23 @@ def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
     wanted = json.loads(json.dumps(wanted))
     if file.exists():
         stored = read_run(run_path)
+        if stored["world_size"] != wanted["world_size"]:
+            raise UsageError(
+                "The run was begun with another number of processes.",
+                where=run_path,
+                expected=f"{stored['world_size']}: batch_size is that of each process, so others make another run",
+                found=wanted["world_size"],
+                next_step="Start as many to go on with it, or name another folder for a new run.",
+            )
         before, now = _identity(stored), _identity(wanted)
         changed = [text for part in now for text in _differences(before[part], now[part], part)]
         if changed:
             raise UsageError(
-                "The run folder holds a run with other settings.",
+                "The run folder holds a run with other settings or data.",
                 where=run_path,
-                expected="the settings of that run, to go on with it",
+                expected="the settings and the cache of that run, to go on with it",
                 found="; ".join(changed[:5]),
-                next_step="Name another folder for the new run, or repeat the settings of the old one.",
+                next_step="Name another folder for the new run, or repeat what the old one had.",
             )
         return stored
     if run_path.exists() and any(run_path.iterdir()):
@@ -161,7 +170,7 @@ def forget_metrics_after(run_path: Path, step: int) -> None:
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to go on: everything but where it runs and when it writes."""
     parts = ("kind", "model", "cases", "content_digests", "split", "weak_labels")
-    where_and_when = ("device", "log_every", "checkpoint_every")
+    where_and_when = ("device", "log_every", "checkpoint_every", "keep_checkpoints")
     return {
         **{part: run[part] for part in parts},
         "config": {key: value for key, value in run["config"].items() if key not in where_and_when},

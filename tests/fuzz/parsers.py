@@ -114,7 +114,7 @@ def _settings(world: World) -> Prepared:
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.config import as_dict, digest, from_dict, resolve
     from train.finetuning import FinetuneConfig
-    from train.pretraining import PretrainConfig
+    from train.methods import PretrainConfig
 
     kinds: list[Any] = [PreprocessConfig, PretrainConfig, FinetuneConfig]
     file = world.scratch / "settings.toml"
@@ -214,7 +214,8 @@ def _run(world: World) -> Prepared:
     description: dict[str, Any] = {
         "kind": "finetune",
         "config": {"steps": 20, "lr": 0.1, "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
-        "model": {"in_channels": 1, "num_classes": 2, "filters": 4},
+        "world_size": 1,
+        "model": {"backbone": "unet", "in_channels": 1, "num_classes": 2, "filters": 4},
         "cache": {
             "path": "/nowhere/a.zarr",
             "name": "a",
@@ -276,11 +277,11 @@ def _run(world: World) -> Prepared:
 def _weights(world: World) -> Prepared:
     import torch
 
-    from train.loop import load_checkpoint, save_checkpoint
-    from train.models.unet import UNet
+    from train.checkpoints import State, load_checkpoint, save_checkpoint
+    from train.models.unet import Encoder, UNet
     from train.models.weights import load_encoder, read_weights, save_weights
 
-    network = UNet(in_channels=1, num_classes=2, filters=1)
+    network = UNet(Encoder(1, 1), num_classes=2)
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.1)
     folder = world.scratch / "weights"
     folder.mkdir()
@@ -291,15 +292,15 @@ def _weights(world: World) -> Prepared:
     torch.save(small, files[2], _use_new_zipfile_serialization=False)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir()
-    save_checkpoint(checkpoints, 7, network, optimiser)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = State(network=network, optimiser=optimiser, scaler=scaler)
+    save_checkpoint(checkpoints, 7, state, keep=1)
     files.append(checkpoints / "step_00000007.pt")
     chosen: list[Path] = []
 
     def use() -> None:
         if chosen[0] is files[3]:
-            expect(
-                load_checkpoint(checkpoints, network, optimiser, torch.device("cpu")) >= 0, "a negative step"
-            )
+            expect(load_checkpoint(checkpoints, state, torch.device("cpu")) >= 0, "a negative step")
             return
         for tensor in read_weights(chosen[0]).values():
             tensor.sum()

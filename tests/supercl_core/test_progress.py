@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from supercl_core import progress as module
@@ -63,3 +65,21 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert captured.out == ""
     assert "4/4" in captured.err
     assert "all well" in captured.err
+
+
+@pytest.mark.parametrize("columns", [60, 100, 140])
+def test_a_bar_never_wraps_and_only_its_note_is_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    note = "ins 1.23 intra 10.12 inter 2.10 312/s wait 1% 12.1GB"  # as train.run_log makes it
+    with progress("train", total=20_000, unit="steps", done=12_000) as advance:
+        advance(345, note=note)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    lines = [line for line in re.split(r"[\r\n]+", shown) if "12345/20000 steps" in line]
+    assert lines
+    assert all(len(line) <= columns for line in lines)
+    assert all((note in line) == (columns >= 100) for line in lines)
+    assert all("ins 1.23" in line for line in lines)

@@ -301,3 +301,15 @@ def test_labels_do_not_change_what_happens_to_the_images() -> None:
 def test_settings_out_of_bounds_are_refused_by_name(setting: str, value: Any) -> None:
     with pytest.raises(UsageError, match=setting):
         AugmentConfig(**{setting: value})
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_parts_of_a_batch_get_the_views_of_the_whole(num_ranks: int) -> None:
+    images, config = noise(6, 2, 20, 24), AugmentConfig()
+    whole = pretrain_views(images, generator(), config=config)
+    for rank in range(num_ranks):
+        own = pretrain_views(images[rank::num_ranks], generator(), config=config, part=(rank, num_ranks))
+        for name, view in own._asdict().items():
+            torch.testing.assert_close(
+                view, getattr(whole, name)[rank::num_ranks], rtol=0, atol=1e-6, msg=name
+            )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 
 import numpy as np
@@ -12,7 +13,7 @@ from supercl_core import cache_writer
 from supercl_core.cache_reader import open_cache
 from supercl_core.locks import hold
 from train.finetuning import FinetuneConfig
-from train.pretraining import PretrainConfig
+from train.methods import PretrainConfig
 from train.runs import read_run
 
 TINY = ["steps=2", "batch_size=4", "patch_size=[32, 32]", "filters=4", "device=cpu"]
@@ -123,7 +124,7 @@ def test_settings_apply_in_the_order_preset_file_assignment(supercl, cache_path,
     (tmp_path / "mine.toml").write_text("lr = 0.03\nseed = 4\n[augment]\np_blur = 0.2\n")
     outcome = supercl(
         *("pretrain", cache_path, tmp_path / "run", "--set", "seed=5", "--config", tmp_path / "mine.toml"),
-        *("--preset", "published", *SETTINGS),
+        *("--preset", "published", *SETTINGS, "--set", "epochs=none"),
     )
     assert outcome.code == 0, outcome.err
     config = read_run(tmp_path / "run")["config"]
@@ -164,23 +165,28 @@ def field_names(kind, prefix=""):
             yield prefix + field.name
 
 
+def settings_in_help(text):
+    """By name in order: what the help says, its first sentence being the default."""
+    listed = text.partition("meanings:\n")[2]
+    rows = re.split(r"^  (?=\S)", listed, flags=re.MULTILINE)[1:]
+    return {row.split()[0]: " ".join(row.split()[1:]) for row in rows}
+
+
 @pytest.mark.parametrize(("command", "kind"), [("pretrain", PretrainConfig), ("finetune", FinetuneConfig)])
-def test_help_lists_every_setting_with_its_default(supercl, command, kind):
+def test_help_lists_every_setting_with_default_and_meaning(supercl, command, kind):
     outcome = supercl(command, "--help")
     assert outcome.code == 0
-    listed = outcome.out.partition("defaults:\n")[2].splitlines()
-    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in listed if len(line.split()) > 1}
+    rows = settings_in_help(outcome.out)
     assert list(rows) == list(field_names(kind))
-    assert rows["batch_size"] == str(kind().batch_size)
-    assert rows["augment.crop"] == str(list(kind().augment.crop))
-    assert rows["patch_size"] == "none"
+    assert rows["batch_size"].startswith(f"{kind().batch_size}. Slices a step")
+    assert rows["augment.crop"].startswith(f"{list(kind().augment.crop)}. Sides of the random crop")
+    assert rows["patch_size"].startswith("none. ")
+    assert [name for name, row in rows.items() if len(row.partition(". ")[2]) < 10] == []
 
 
 def test_the_defaults_in_the_help_can_be_set(supercl, cache_path, tmp_path):
-    listed = supercl("pretrain", "--help").out.partition("defaults:\n")[2].splitlines()
-    defaults = [
-        part for line in listed if line.strip() for part in ("--set", "=".join(line.split(maxsplit=1)))
-    ]
+    rows = settings_in_help(supercl("pretrain", "--help").out)
+    defaults = [part for name, row in rows.items() for part in ("--set", f"{name}={row.partition('. ')[0]}")]
     outcome = supercl("pretrain", cache_path, tmp_path / "run", *defaults, *SETTINGS)
     assert outcome.code == 0, outcome.err
 

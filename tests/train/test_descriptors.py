@@ -19,6 +19,7 @@ from supercl_core.schema import ASP_GRID
 from supercl_core.verification import verify
 from supercl_core.zarr_files import read_attributes
 from train.descriptors import describe, read_encoder, store_descriptors
+from train.models.backbones import build_encoder
 from train.models.unet import Encoder, PretrainNet, UNet
 from train.models.weights import save_weights
 from train.pairs import asp
@@ -46,14 +47,14 @@ def cache(cache_path):
 def run(tmp_path):
     """The folder of a run that holds nothing but its weights."""
     torch.manual_seed(0)
-    save_weights(PretrainNet(in_channels=1, filters=4), tmp_path / "my run" / "weights.safetensors", {})
+    save_weights(PretrainNet(Encoder(1, 4)), tmp_path / "my run" / "weights.safetensors", {})
     return tmp_path / "my run"
 
 
 def twin(encoder, cache):
     """The descriptors of all slices, one by one, in float64 but for the encoder."""
     rows = []
-    in_channels = next(encoder.parameters()).shape[1]
+    in_channels, stride = encoder.in_channels, encoder.strides[-1]
     encoder.eval()
     for row in cache.done:
         case = cache.case(row.id)
@@ -65,11 +66,11 @@ def twin(encoder, cache):
             values = np.clip(stored * row.image_scale + row.image_offset, low, high)
             image = (values - mean) / np.where(std > 0, std, 1)
             height, width = image.shape[1:]
-            image = np.pad(image, ((0, 0), (0, -height % 16), (0, -width % 16))).astype(np.float32)
+            image = np.pad(image, ((0, 0), (0, -height % stride), (0, -width % stride))).astype(np.float32)
             image = np.repeat(image, in_channels // len(image), axis=0)
             with torch.no_grad():
                 features = encoder(torch.from_numpy(image)[None])[-1][0].double().mean(dim=0).numpy()
-            y, x = ((np.arange(size) + 0.5) / 16 - 0.5 for size in (height, width))
+            y, x = ((np.arange(size) + 0.5) / stride - 0.5 for size in (height, width))
             pixels = map_coordinates(features, np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
             means = references.superpixel_means(pixels, superpixels, int(superpixels.max()) + 1)
             centres = (np.arange(ASP_GRID) + 0.5) / ASP_GRID
@@ -192,7 +193,7 @@ def test_an_encoder_of_another_number_of_channels_is_refused(tmp_path):
 
 def test_the_encoder_of_every_kind_of_weights_is_read(tmp_path):
     torch.manual_seed(0)
-    network = UNet(in_channels=4, num_classes=3, filters=6)
+    network = UNet(Encoder(4, 6), num_classes=3)
     save_weights(network, tmp_path / "run" / "weights.safetensors", {})
     published = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"net": published}, tmp_path / "published.pth")
@@ -231,6 +232,60 @@ def test_a_first_tensor_that_promises_a_huge_encoder_is_refused(tmp_path):
         read_encoder(tmp_path / "huge.pth", num_channels=1)
 
 
+RESNET = "monai:resnet10"
+
+
+@pytest.fixture
+def resnet_run(tmp_path):
+    """The folder of a run with an encoder of another library, which has seen images."""
+    torch.manual_seed(0)
+    network = PretrainNet(build_encoder(RESNET, in_channels=1, filters=32))
+    network(torch.randn(4, 1, 64, 64), None)
+    metadata = {"backbone": RESNET, "in_channels": "1", "filters": "32"}
+    save_weights(network, tmp_path / "resnet" / "weights.safetensors", metadata)
+    return tmp_path / "resnet", network.encoder
+
+
+def test_the_encoder_of_another_backbone_is_read_and_adapted(resnet_run):
+    run, expected = resnet_run
+    image = torch.randn(1, 1, 64, 64)
+    for num_channels in (1, 2):
+        encoder = read_encoder(run, num_channels=num_channels).eval()
+        assert encoder.in_channels == num_channels
+        with torch.no_grad():
+            found = encoder(image.expand(-1, num_channels, -1, -1))[-1]
+            torch.testing.assert_close(found, expected.eval()(image)[-1])
+
+
+def test_descriptors_of_another_backbone_equal_the_plain_twin(tmp_path, resnet_run):
+    run, encoder = resnet_run
+    path = made_cache(tmp_path / "made.zarr", 1)
+    store(path, run)
+    expected = twin(encoder, open_cache(path))
+    found = open_cache(path).descriptors("resnet")
+    np.testing.assert_allclose(found, expected, atol=2e-6 * expected.max())
+    attributes = read_attributes(path / "descriptors" / "resnet", "descriptors/{name}")
+    assert attributes["encoder"]["backbone"] == RESNET
+
+
+@pytest.mark.parametrize("named", [{}, {"in_channels": "x"}, {"in_channels": "7"}, {"in_channels": "60000"}])
+def test_metadata_that_do_not_fit_the_weights_are_refused(tmp_path, resnet_run, named):
+    _, encoder = resnet_run
+    save_weights(
+        torch.nn.ModuleDict({"encoder": encoder}), tmp_path / "a.safetensors", {"backbone": RESNET, **named}
+    )
+    with pytest.raises(SuperCLError, match="no encoder of this project") as caught:
+        read_encoder(tmp_path / "a.safetensors", num_channels=1)
+    assert caught.value.found == named.get("in_channels", "none")
+
+
+def test_weights_of_another_architecture_than_their_backbone_are_refused(tmp_path):
+    metadata = {"backbone": RESNET, "in_channels": "1"}
+    save_weights(PretrainNet(Encoder(1, 4)), tmp_path / "a.safetensors", metadata)
+    with pytest.raises(SuperCLError, match="of backbone monai:resnet10 is of another architecture"):
+        read_encoder(tmp_path / "a.safetensors", num_channels=1)
+
+
 # ---------------------------------------------------------------- storing
 
 
@@ -247,6 +302,7 @@ def test_stored_descriptors_are_those_of_the_encoder(cache_copy, run):
     assert attributes["encoder"] == {
         "source": str(run),
         "digest": hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest(),
+        "backbone": "unet",
         "filters": 4,
         "in_channels": 1,
     }
@@ -258,7 +314,7 @@ def test_stored_descriptors_are_those_of_the_encoder(cache_copy, run):
 
 def test_the_name_is_that_of_the_run_or_file(cache_copy, run, tmp_path):
     assert store(cache_copy, run / "weights.safetensors") == "my run"
-    torch.save(PretrainNet(in_channels=4, filters=4).state_dict(), tmp_path / "v1.2.pth")
+    torch.save(PretrainNet(Encoder(4, 4)).state_dict(), tmp_path / "v1.2.pth")
     assert store(cache_copy, tmp_path / "v1.2.pth") == "v1.2"
     assert store(cache_copy, tmp_path / "v1.2.pth", name="mine") == "mine"
     assert open_cache(cache_copy).set_names("descriptors") == ["mine", "my run", "v1.2"]
@@ -287,7 +343,7 @@ def test_what_is_interrupted_leaves_the_descriptors_before(cache_copy, run, monk
     store(cache_copy, run)
     before = open_cache(cache_copy).descriptors("my run")
     torch.manual_seed(7)
-    save_weights(PretrainNet(in_channels=1, filters=4), run / "weights.safetensors", {})
+    save_weights(PretrainNet(Encoder(1, 4)), run / "weights.safetensors", {})
 
     def stopped(*_, **__):
         raise KeyboardInterrupt

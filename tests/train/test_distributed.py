@@ -16,14 +16,18 @@ def run(*command: object) -> None:
 
 
 @pytest.mark.parametrize("igcp", ["cached", "online"])
-def test_two_ranks_give_the_losses_and_gradients_of_one_process(tmp_path: Path, igcp: str) -> None:
+def test_two_ranks_give_the_losses_and_gradients_of_one_process(
+    cache_path: Path, tmp_path: Path, igcp: str
+) -> None:
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    run(sys.executable, SCRIPT, tmp_path / "one.pt", igcp)
-    run(*torchrun, SCRIPT, tmp_path / "two.pt", igcp)
+    run(sys.executable, SCRIPT, cache_path, tmp_path / "one.pt", igcp)
+    run(*torchrun, SCRIPT, cache_path, tmp_path / "two.pt", igcp)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
+    assert one["loss"].keys() == {"loss", "loss_ins", "loss_intra", "loss_inter"}
+    assert min(one["loss"].values()) > 0
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
-    assert one["loss"]["loss_intra"] > 0
     for name, gradient in one["gradients"].items():
+        assert gradient.abs().max() > 0
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-6, atol=1e-6)
 
 

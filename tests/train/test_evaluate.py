@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import zarr
+from made_caches import write_cache
 
 import train.evaluate
 from supercl_core import cache_writer
@@ -17,9 +18,12 @@ from supercl_core.errors import CacheError, SuperCLError, UsageError
 from supercl_core.splits import Split
 from train.evaluate import evaluate, load_network, segment
 from train.finetuning import FinetuneConfig, finetune
+from train.methods import PretrainConfig
 from train.metrics import score_case, summarise
-from train.models.unet import UNet
-from train.pretraining import PretrainConfig, pretrain
+from train.models.backbones import build_encoder
+from train.models.unet import Encoder, UNet
+from train.models.weights import save_weights
+from train.pretraining import pretrain
 from train.runs import read_run
 
 CLASSES = ("background", "anterior", "posterior")
@@ -80,7 +84,7 @@ def test_predictions_lie_over_their_sources(run, cache_path, msd_path):
 def test_segment_equals_slices_padded_one_by_one(cache_path, monkeypatch, case_id, slices_at_once):
     monkeypatch.setattr(train.evaluate, "SLICES_AT_ONCE", slices_at_once)
     torch.manual_seed(3)
-    network = UNet(in_channels=4, num_classes=3, filters=4)
+    network = UNet(Encoder(4, 4), num_classes=3)
     network(torch.randn(4, 4, 32, 32))  # moves the batch statistics from their defaults
     network.eval()
     found = segment(network, open_cache(cache_path).case(case_id), device=CPU)
@@ -217,7 +221,28 @@ def test_a_cache_of_other_channels_is_refused(run, cache_path):
 
 def test_a_model_that_needs_more_memory_than_its_weights_is_refused_before(run, cache_path):
     for filters in (5, 60_000):  # the latter asks for a hundred terabytes
-        describe(run, model={"in_channels": 1, "num_classes": 3, "filters": filters})
+        describe(run, model={**read_run(run)["model"], "filters": filters})
         with pytest.raises(SuperCLError, match="another architecture"):
             evaluated(run, cache_path)
     assert written(run) == []
+
+
+def test_the_network_of_another_backbone_segments_as_it_did_in_training(tmp_path):
+    model = {"backbone": "monai:resnet10", "in_channels": 2, "num_classes": 3, "filters": 32}
+    torch.manual_seed(3)
+    trained = UNet(build_encoder("monai:resnet10", in_channels=2, filters=32), num_classes=3)
+    trained(torch.randn(4, 2, 64, 64))  # moves the batch statistics from their defaults
+    trained.eval()
+    save_weights(trained, tmp_path / "weights.safetensors", {})
+    network = load_network({"model": model, "cache": {"class_names": list(CLASSES)}}, tmp_path)
+
+    image = np.random.default_rng(0).integers(0, 9, (1, 2, 40, 16)).astype(np.int16)
+    case = {"image": image, "superpixels": np.zeros((2, 40, 16), np.uint8)}
+    path = write_cache(tmp_path / "a.zarr", {"a": case}, name="a", channel_names=["a"], class_names=CLASSES)
+    found = segment(network, open_cache(path).case("a"), device=CPU)
+    normal = (image[0] - image.mean()) / image.std()
+    padded = np.pad(normal, ((0, 0), (0, 24), (0, 16)))  # to multiples of 32
+    with torch.no_grad():
+        logits = trained(torch.from_numpy(padded).float()[:, None].repeat(1, 2, 1, 1))
+    np.testing.assert_array_equal(found, logits.argmax(dim=1)[:, :40, :16])
+    assert len(np.unique(found)) > 1

@@ -17,7 +17,7 @@ from train.pairs import (
     asp,
     cached_igcp_positives,
     connected_components,
-    ilcp_positives,
+    ilcp_labels,
     instance_positives,
     online_igcp_positives,
     sample_pixels,
@@ -41,32 +41,25 @@ def features_for(superpixels, seed, channels=3):
 @few_examples
 @given(superpixel_maps)
 def test_ilcp_equals_the_reference(superpixels):
-    positives, valid = ilcp_positives(torch.from_numpy(superpixels))
-    np.testing.assert_array_equal(positives.numpy(), references.ilcp_pairs(superpixels))
+    labels = ilcp_labels(torch.from_numpy(superpixels)).numpy()
+    pairs = (labels[:, :, None] == labels[:, None, :]) & (labels >= 0)[:, :, None]
+    pairs &= ~np.eye(labels.shape[1], dtype=bool)
+    np.testing.assert_array_equal(pairs, references.ilcp_pairs(superpixels))
     padding = superpixels.reshape(len(superpixels), -1) < 0
-    np.testing.assert_array_equal(valid.numpy(), ~np.concatenate([padding, padding], axis=1))
+    np.testing.assert_array_equal(labels < 0, np.concatenate([padding, padding], axis=1))
 
 
 @few_examples
 @given(superpixel_maps, st.permutations(range(NUM_SUPERPIXELS)))
-def test_renaming_superpixels_changes_no_pair_and_no_mean(superpixels, names):
+def test_renaming_superpixels_changes_no_loss_and_no_mean(superpixels, names):
     renamed = np.append(names, -1)[superpixels]  # index -1 is padding, which keeps its name
     original, other = torch.from_numpy(superpixels), torch.from_numpy(renamed)
-    for expected, found in zip(ilcp_positives(original), ilcp_positives(other), strict=True):
-        assert expected.equal(found)
     features = torch.from_numpy(features_for(superpixels, 0))
+    embeddings = features.flatten(2).mT.repeat(1, 2, 1)
+    expected, found = (supervised_contrastive(embeddings, ilcp_labels(ids)) for ids in (original, other))
+    assert expected.equal(found)
     expected, found = (asp(features, ids, num_superpixels=NUM_SUPERPIXELS) for ids in (original, other))
     assert expected.equal(found)
-
-
-def test_ilcp_of_one_superpixel_pairs_everything():
-    positives, _ = ilcp_positives(torch.zeros(1, 2, 3, dtype=torch.int32))
-    assert positives[0].equal(~torch.eye(12, dtype=torch.bool))
-
-
-def test_ilcp_where_every_pixel_is_a_superpixel_pairs_the_views():
-    positives, _ = ilcp_positives(torch.arange(6).view(1, 2, 3))
-    assert positives[0].nonzero().tolist() == [[i, (i + 6) % 12] for i in range(12)]
 
 
 def test_ilcp_loss_of_sampled_pixels_equals_the_reference():
@@ -74,9 +67,9 @@ def test_ilcp_loss_of_sampled_pixels_equals_the_reference():
     superpixels = generator.integers(-1, 4, (2, 8, 8))
     views = [generator.normal(size=(2, 5, 8, 8)) for _ in range(2)]
     pixels = sample_pixels(8, 8, mode="spread", count=9)
-    positives, valid = ilcp_positives(torch.from_numpy(superpixels).flatten(1)[:, pixels])
+    labels = ilcp_labels(torch.from_numpy(superpixels).flatten(1)[:, pixels])
     embeddings = torch.cat([torch.from_numpy(v).flatten(2)[..., pixels].mT for v in views], dim=1)
-    loss = supervised_contrastive(embeddings, positives, valid=valid)
+    loss = supervised_contrastive(embeddings, labels)
 
     ids = np.tile(superpixels.reshape(2, 64)[:, pixels.numpy()], 2)
     expected, _ = references.supervised_contrastive(
@@ -118,6 +111,19 @@ def test_spread_pixels_form_an_even_grid():
     assert len(pixels) == 128
 
 
+def test_1024_spread_pixels_are_all_of_a_512_image_and_a_grid_of_a_finer_map():
+    assert sample_pixels(32, 32, mode="spread").equal(torch.arange(1024))
+    pixels = sample_pixels(128, 128, mode="spread")
+    middles = torch.arange(2, 128, 4)
+    assert pixels.equal((middles[:, None] * 128 + middles).flatten())
+
+
+def test_pixels_are_made_on_the_device():
+    for mode in ("all", "published", "spread"):
+        pixels = sample_pixels(64, 64, mode=mode, device=torch.device("meta"))
+        assert pixels.device.type == "meta"
+
+
 # ---- slices
 
 
@@ -138,6 +144,28 @@ def test_the_threshold_is_exclusive():
     positives = instance_positives(torch.tensor([0.25, 0.5, 1.0]), threshold=0.25)
     assert not positives[0, 1]
     assert instance_positives(torch.tensor([0.25, 0.5, 1.0]), threshold=0.26)[0, 1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.lists(st.integers(1, 2000), min_size=1, max_size=6), st.data())
+def test_partitions_are_equal_parts_of_each_volume(num_partitions, depths, data):
+    z = np.array([data.draw(st.integers(0, depth - 1)) for depth in depths])
+    # In integers: slices that end at most at the part's end.
+    parts = -(-(z + 1) * num_partitions // np.array(depths))
+    positions = torch.from_numpy((z + 1) / np.array(depths)).float()
+    found = instance_positives(positions, rule="partition", num_partitions=num_partitions)
+    expected = references.slice_pairs(len(z), parts[:, None] == parts[None, :])
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("num_partitions", [3, 4, 7, 49])
+def test_the_last_slice_of_a_part_belongs_to_it(num_partitions):
+    # Seven slices a part, of which the last is at a border that rounding may miss.
+    positions = torch.arange(1, 7 * num_partitions + 1) / (7 * num_partitions)
+    positives = instance_positives(positions, rule="partition", num_partitions=num_partitions)
+    part = torch.ones(7, 7)
+    expected = torch.block_diag(*[part] * num_partitions).repeat(2, 2) > 0
+    assert positives.equal(expected.fill_diagonal_(False))
 
 
 @few_examples
@@ -171,9 +199,10 @@ def test_asp_gradients_agree_with_finite_differences():
     torch.autograd.gradcheck(lambda x: asp(x, superpixels, num_superpixels=3), features)
 
 
-def test_asp_of_half_precision_is_summed_in_float32():
-    # 4096 ones: float16 sums stop at 2048.
-    features = torch.ones(1, 1, 64, 64, dtype=torch.float16)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_asp_of_half_precision_is_summed_in_float32(dtype):
+    # 4096 ones: float16 sums stop at 2048, and bfloat16 sums at 256.
+    features = torch.ones(1, 1, 64, 64, dtype=dtype)
     superpixels = torch.zeros(1, 64, 64, dtype=torch.uint8)
     found = asp(features, superpixels, num_superpixels=1, divide_by="image")
     assert found.dtype == torch.float32
@@ -183,8 +212,8 @@ def test_asp_of_half_precision_is_summed_in_float32():
 # ---- components and online IGCP
 
 
-@few_examples
-@given(st.integers(1, 24), st.floats(0, 0.15), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 70), st.floats(0, 0.15), st.integers(0, 2**32))
 def test_components_are_those_of_scipy_named_by_their_smallest_node(num_nodes, density, seed):
     adjacency = np.random.default_rng(seed).random((num_nodes, num_nodes)) < density
     labels = connected_components(torch.from_numpy(adjacency)).numpy()
@@ -275,8 +304,19 @@ def test_no_mask_reads_a_value_back_from_the_device():
     with FakeTensorMode():
         superpixels = torch.zeros(3, 4, 4, dtype=torch.uint8)
         features = torch.randn(3, 2, 4, 4)
-        ilcp_positives(superpixels)
-        instance_positives(torch.rand(3))
-        instance_positives(torch.rand(3), rule="view")
+        labels = ilcp_labels(superpixels)
+        for mode in ("all", "published", "spread"):
+            labels[:, sample_pixels(4, 8, mode=mode, count=6)]
+        for rule in ("position", "partition", "view"):
+            instance_positives(torch.rand(3), rule=rule)
         cached_igcp_positives(torch.zeros(3, dtype=torch.int32))
-        online_igcp_positives(features, features, superpixels, num_superpixels=5)
+        for view_pairs in ("edge", "afterwards"):
+            for divide_by in ("superpixel", "image"):
+                online_igcp_positives(
+                    features,
+                    features,
+                    superpixels,
+                    num_superpixels=5,
+                    view_pairs=view_pairs,
+                    divide_by=divide_by,
+                )

@@ -23,8 +23,9 @@ from supercl_core.weak_labels import auto_level
 from train.augment import pretrain_views
 from train.data import SliceDataset
 from train.descriptors import describe
-from train.models.unet import PretrainNet
-from train.pretraining import PretrainConfig, PretrainLosses, pretrain
+from train.methods import PretrainConfig
+from train.models.unet import Encoder
+from train.pretraining import PretrainLosses, pretrain
 from train.refresh import Refresh
 from train.runs import read_metrics
 from train.sampling import SliceOrder
@@ -54,7 +55,7 @@ def refresh_of(cache, *, excluded=(), level=None, neighbours="any", labels=None)
     torch.manual_seed(4)
     return Refresh(
         dataset=dataset,
-        encoder=PretrainNet(in_channels=1, filters=4, projection=0).encoder,
+        encoder=Encoder(1, 4),
         ccl=torch.tensor(FIRST, dtype=torch.int32),
         order=SliceOrder(slices=dataset.slices, batch_size=6, seed=0, labels=labels),
         every=2,
@@ -263,7 +264,7 @@ import numpy as np, torch
 from supercl_core.cache_reader import open_cache
 from train import distributed
 from train.data import SliceDataset
-from train.models.unet import PretrainNet
+from train.models.unet import Encoder
 from train.refresh import Refresh
 from train.sampling import SliceOrder
 
@@ -272,7 +273,7 @@ with distributed.process_group():
     torch.manual_seed(distributed.rank())  # other encoders would find other labels
     refresh = Refresh(
         dataset=dataset,
-        encoder=PretrainNet(in_channels=1, filters=4, projection=0).encoder,
+        encoder=Encoder(1, 4),
         ccl=torch.zeros(len(dataset), dtype=torch.int32),
         order=SliceOrder(slices=dataset.slices, batch_size=6, seed=0, labels=np.zeros(len(dataset))),
         every=1,

@@ -78,7 +78,13 @@ def write_run(path, cache_path, *, kind="finetune", status="finished", init=None
         "format_version": FORMAT_VERSION,
         "name": path.name,
         "config": {"steps": steps, "lr": 0.001, "augment": {"mirror": True}},
-        "model": {"in_channels": 1, "num_classes": len(cache.class_names) if tuned else None, "filters": 8},
+        "world_size": 1,
+        "model": {
+            "backbone": "unet",
+            "in_channels": 1,
+            "num_classes": len(cache.class_names) if tuned else None,
+            "filters": 8,
+        },
         "cache": describe_cache(cache),
         "cases": {
             "train": [] if tuned else case_ids,

@@ -11,8 +11,9 @@ from train import runs
 
 DESCRIPTION = {
     "kind": "finetune",
-    "config": {"lr": 0.1, "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
-    "model": {"in_channels": 1, "num_classes": 3, "filters": 4},
+    "config": {"lr": 0.1, "precision": "float32", "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
+    "world_size": 2,
+    "model": {"backbone": "unet", "in_channels": 1, "num_classes": 3, "filters": 4},
     "cache": {"path": "/data/a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
     "cases": {"train": [f"case_{i}" for i in range(9)], "validation": [], "test": ["case_9"]},
     "content_digests": {f"case_{i}": f"digest {i}" for i in range(9)},
@@ -38,7 +39,7 @@ def test_a_new_run_is_described_and_finished(tmp_path):
     run = runs.start_run(tmp_path / "deep" / "mine", DESCRIPTION)
     assert run == runs.read_run(tmp_path / "deep" / "mine")
     assert {key: run[key] for key in DESCRIPTION} == DESCRIPTION
-    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 2)
+    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 3)
     assert run["provenance"]["versions"]["torch"]
     runs.finish_run(tmp_path / "deep" / "mine")
     assert runs.read_run(tmp_path / "deep" / "mine") == {**run, "status": "finished"}
@@ -55,7 +56,7 @@ def test_a_run_goes_on_with_its_first_description(tmp_path, path):
     assert runs.start_run(tmp_path / "run", again) == first
 
 
-@pytest.mark.parametrize("setting", ["device", "log_every", "checkpoint_every"])
+@pytest.mark.parametrize("setting", ["device", "log_every", "checkpoint_every", "keep_checkpoints"])
 def test_a_run_may_go_on_elsewhere(tmp_path, setting):
     first = runs.start_run(tmp_path / "run", changed(f"config.{setting}", 1))
     assert runs.start_run(tmp_path / "run", changed(f"config.{setting}", 2)) == first
@@ -68,7 +69,9 @@ def test_a_run_may_go_on_elsewhere(tmp_path, setting):
         ("config.lr", 0.2, "config.lr: 0.1 there, 0.2 here"),
         ("config.augment.p_blur", 0.0, "config.augment.p_blur: 0.5 there, 0.0 here"),
         ("config.patch_size", None, "config.patch_size: [32, 32] there, None here"),
+        ("config.precision", "bfloat16", "config.precision: 'float32' there, 'bfloat16' here"),
         ("model.filters", 8, "model.filters: 4 there, 8 here"),
+        ("model.backbone", "smp:resnet18", "model.backbone: 'unet' there, 'smp:resnet18' here"),
         ("cases.train", ["case_0"], "cases.train: 9 entries there, 1 others here"),
         ("cases.test", [], "cases.test: ['case_9'] there, [] here"),
         (
@@ -91,6 +94,14 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, p
         runs.start_run(tmp_path, changed(path, value))
     assert refused.value.found == named
     assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_a_run_of_another_number_of_processes_is_refused(tmp_path):
+    runs.start_run(tmp_path, DESCRIPTION)
+    with pytest.raises(UsageError, match="another number of processes") as refused:
+        runs.start_run(tmp_path, changed("world_size", 3))
+    assert refused.value.found == 3
+    assert refused.value.expected.startswith("2: batch_size is that of each process")
 
 
 def test_a_folder_with_anything_else_in_it_is_refused(tmp_path):
@@ -119,6 +130,8 @@ def test_a_damaged_run_json_is_named(tmp_path, content):
         ("config", None, "None at config"),
         ("model.filters", 1 << 40, f"{1 << 40} at model.filters"),
         ("model.num_classes", True, "True at model.num_classes"),
+        ("model.backbone", None, "None at model.backbone"),
+        ("world_size", 0, "0 at world_size"),
         ("cache", {}, "no 'path' at cache"),
         ("cases.train", {}, "no list at cases.train"),
         ("cases.test", ["a", 7], "7 at cases.test[1]"),

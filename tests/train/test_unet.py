@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, UsageError
 from train.models.unet import Encoder, PretrainNet, UNet
 
 
@@ -69,18 +69,18 @@ def names_and_shapes(network):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_unet_has_the_published_names_and_shapes(channels):
-    network = UNet(in_channels=channels, num_classes=5)
+    network = UNet(Encoder(channels, 32), num_classes=5)
     assert names_and_shapes(network) == published_encoder(channels) | published_decoder(5)
 
 
 def test_pretrain_net_without_a_pixel_head_has_the_published_names_and_shapes():
-    network = PretrainNet(in_channels=4, projection=0)
+    network = PretrainNet(Encoder(4, 32), projection=0)
     assert names_and_shapes(network) == published_encoder(4) | PUBLISHED_HEAD
 
 
 def test_unet_computes_what_its_names_say():
     generator = torch.Generator().manual_seed(0)
-    network = UNet(in_channels=2, num_classes=3, filters=2).double().eval()
+    network = UNet(Encoder(2, 2), num_classes=3).double().eval()
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.2)
@@ -114,7 +114,10 @@ def test_unet_computes_what_its_names_say():
 
 
 def test_encoder_returns_five_maps_at_doubling_strides():
-    features = Encoder(1, 3)(torch.zeros(2, 1, 32, 48))
+    encoder = Encoder(1, 3)
+    assert (encoder.in_channels, encoder.strides) == (1, (1, 2, 4, 8, 16))
+    assert encoder.channels == (3, 6, 12, 24, 48)
+    features = encoder(torch.zeros(2, 1, 32, 48))
     assert [tuple(map_.shape) for map_ in features] == [
         (2, 3, 32, 48),
         (2, 6, 16, 24),
@@ -124,31 +127,96 @@ def test_encoder_returns_five_maps_at_doubling_strides():
     ]
 
 
-def test_pretrain_net_returns_an_embedding_for_each_slice_and_each_pixel():
-    network = PretrainNet(in_channels=1, filters=2, projection=7)
-    instance, pixels, features = network(torch.randn(3, 1, 32, 48))
-    assert (instance.shape, pixels.shape, features.shape) == ((3, 512), (3, 7, 2, 3), (3, 32, 2, 3))
+def images(count, channels=1, size=(32, 48), seed=3):
+    return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pretrain_net_embeds_each_whole_view_and_each_position_of_the_local_ones():
+    network = PretrainNet(Encoder(1, 2), projection=7)
+    instance, pixels, features = network(images(6), images(6, seed=4))
+    assert (instance.shape, pixels.shape, features.shape) == ((6, 512), (6, 7, 2, 3), (6, 32, 2, 3))
     (instance.sum() + pixels.sum()).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+def test_heads_see_only_the_views_that_they_embed():
+    network = PretrainNet(Encoder(1, 2), projection=7).eval()  # so that no image changes another's features
+    local, whole = images(2), images(4, seed=4)
+    output = network(local, whole)
+    deepest = network.encoder(torch.cat([local, whole]))[-1]
+    torch.testing.assert_close(output.instance, network.head(deepest[2:]))
+    torch.testing.assert_close(output.pixels, network.pixel_head(deepest[:2]))
+    torch.testing.assert_close(output.features, deepest[:2])
+
+
+def test_what_is_not_asked_for_is_neither_made_nor_returned():
+    local, whole = images(2), images(2, seed=4)
+    for network in (PretrainNet(Encoder(1, 2)), PretrainNet(Encoder(1, 2), instance=False)):
+        output = network(local, None)
+        assert output.instance is None
+        assert len(output.pixels) == len(output.features) == 2
+    assert network.head is None
+    network = PretrainNet(Encoder(1, 2), pixel_stride=None)
+    assert not [name for name, _ in network.named_parameters() if name.startswith("pixel_head")]
+    output = network(local, whole)
+    assert output.pixels is None
+    assert len(output.instance) == len(output.features) == 2
+    output = network(None, whole)
+    assert output.pixels is output.features is None
+    assert len(output.instance) == 2
+
+
 def test_without_a_pixel_head_the_pixels_are_the_features():
-    output = PretrainNet(in_channels=1, filters=2, projection=0)(torch.randn(1, 1, 32, 32))
-    assert output.pixels is output.features
+    network = PretrainNet(Encoder(1, 2), projection=0)
+    output = network(images(2), None)
+    assert torch.equal(output.pixels, output.features)
 
 
-@pytest.mark.parametrize(
-    "network", [UNet(in_channels=1, num_classes=2, filters=1), PretrainNet(in_channels=1, filters=1)]
-)
-def test_a_size_that_is_no_multiple_of_16_is_refused(network):
+@pytest.mark.parametrize(("stride", "width"), [(1, 2), (4, 8)])
+def test_pixels_may_come_from_a_finer_map(stride, width):
+    network = PretrainNet(Encoder(1, 2), projection=0, pixel_stride=stride).eval()
+    output = network(images(2), images(2, seed=4))
+    expected = network.encoder(images(2))[network.encoder.strides.index(stride)]
+    torch.testing.assert_close(output.pixels, expected)
+    assert output.features.shape == (2, 32, 2, 3)
+    network = PretrainNet(Encoder(1, 2), projection=5, pixel_stride=stride)
+    assert network.pixel_head[0].in_channels == width
+    assert network(images(2), None).pixels.shape == (2, 5, 32 // stride, 48 // stride)
+
+
+def test_a_stride_that_the_encoder_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(UsageError, match="1 or 2 or 4 or 8 or 16") as caught:
+        PretrainNet(Encoder(1, 2), pixel_stride=3)
+    assert caught.value.found == 3
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_each_pass_has_batch_statistics_of_its_own(passes):
+    torch.manual_seed(0)
+    network, twin = PretrainNet(Encoder(1, 2), pixel_stride=4), Encoder(1, 2)
+    twin.load_state_dict(network.encoder.state_dict())
+    local, whole = images(4), images(4, seed=4) * 3 + 1
+    output = network(local, whole, passes=passes)
+    parts = [twin(part) for part in torch.cat([local, whole]).chunk(passes)]
+    deepest = torch.cat([maps[-1] for maps in parts])
+    assert torch.equal(output.features, deepest[:4])
+    assert torch.equal(output.instance, network.head(deepest[4:]))
+    assert torch.equal(output.pixels, network.pixel_head(torch.cat([maps[2] for maps in parts])[:4]))
+    state = twin.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.encoder.state_dict().items())
+    assert state["contr_1_1.1.num_batches_tracked"] == passes
+
+
+@pytest.mark.parametrize("make", [lambda: UNet(Encoder(1, 1), num_classes=2), lambda: Encoder(1, 1)])
+def test_a_size_that_is_no_multiple_of_16_is_refused(make):
     with pytest.raises(SuperCLError, match="multiples of 16") as caught:
-        network(torch.zeros(1, 1, 32, 40))
+        make()(torch.zeros(1, 1, 32, 40))
     assert caught.value.found == "32 x 40"
 
 
 def test_convolutions_start_with_the_variance_of_he():
     torch.manual_seed(0)
-    network = PretrainNet(in_channels=1, filters=8)
+    network = PretrainNet(Encoder(1, 8))
     for name, width_in, size in (("encoder.center.2", 128, 3), ("pixel_head.0", 128, 1)):
         weight = network.get_parameter(f"{name}.weight")
         assert weight.std().item() == pytest.approx(

@@ -11,8 +11,10 @@ import torch
 from safetensors import safe_open
 
 from supercl_core.errors import SuperCLError
-from train.models.unet import PretrainNet, UNet
-from train.models.weights import STEM_NAME, load_encoder, read_weights, save_weights
+from train.models.unet import Encoder, PretrainNet, UNet
+from train.models.weights import load_encoder, read_metadata, read_weights, save_weights
+
+STEM_NAME = "encoder.contr_1_1.0.weight"
 
 
 class Dangerous:
@@ -27,14 +29,14 @@ class Dangerous:
 
 def pretrained(channels=1, filters=2):
     torch.manual_seed(7)
-    network = PretrainNet(in_channels=channels, filters=filters)
+    network = PretrainNet(Encoder(channels, filters))
     network.encoder(torch.randn(2, channels, 32, 32))  # moves the batch statistics from their defaults
     return network
 
 
 def unet(channels=1, filters=2):
     torch.manual_seed(8)
-    return UNet(in_channels=channels, num_classes=3, filters=filters)
+    return UNet(Encoder(channels, filters), num_classes=3)
 
 
 def copy_of(network):
@@ -137,6 +139,21 @@ def test_a_file_that_the_system_refuses_is_an_error_of_ours(tmp_path, name, monk
         read_weights(tmp_path / name)
 
 
+def test_metadata_is_read_from_a_file_or_run_and_torch_files_have_none(tmp_path):
+    metadata = {"backbone": "unet", "in_channels": "1"}
+    save_weights(pretrained(), tmp_path / "weights.safetensors", metadata)
+    assert read_metadata(tmp_path / "weights.safetensors") == read_metadata(str(tmp_path)) == metadata
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "plain.safetensors")
+    assert read_metadata(tmp_path / "plain.safetensors") == {}
+    torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "model.pth")
+    assert read_metadata(tmp_path / "model.pth") == {}
+    with pytest.raises(SuperCLError, match="no weights here"):
+        read_metadata(tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("some text")
+    with pytest.raises(SuperCLError, match="holds no weights"):
+        read_metadata(tmp_path / "text.safetensors")
+
+
 # ---- transfer
 
 
@@ -191,6 +208,25 @@ def test_another_number_of_filters_is_another_architecture(tmp_path):
 def test_other_input_channels_than_one_are_not_adapted(tmp_path):
     save_weights(pretrained(channels=3), tmp_path / "weights.safetensors", {})
     assert_refused(unet(channels=4), tmp_path, f"{STEM_NAME} (2, 4, 3, 3)", f"{STEM_NAME} (2, 3, 3, 3)")
+
+
+def test_a_checkpoint_that_names_its_backbone_is_refused_by_that_name(tmp_path):
+    for metadata, called in (({"backbone": "smp:x"}, " of backbone smp:x"), ({}, "")):
+        save_weights(pretrained(filters=4), tmp_path / "weights.safetensors", metadata)
+        with pytest.raises(SuperCLError, match=f"The checkpoint{called} is of another architecture"):
+            load_encoder(unet(), tmp_path)
+
+
+def test_kernels_that_differ_in_more_than_the_channels_of_the_image_are_not_adapted(tmp_path):
+    network, state = unet(channels=4), copy_of(pretrained())
+    for shape in ((3, 1, 3, 3), (2, 1, 5, 5), (2, 1, 3), (2,)):
+        torch.save(state | {STEM_NAME: torch.zeros(shape)}, tmp_path / "model.pth")
+        assert_refused(network, tmp_path / "model.pth", "1 tensors differ", f"found:    {STEM_NAME} {shape}")
+
+
+def test_a_kernel_without_channels_is_not_adapted(tmp_path):
+    torch.save(copy_of(pretrained()) | {STEM_NAME: torch.zeros(2, 0, 3, 3)}, tmp_path / "model.pth")
+    assert_refused(unet(), tmp_path / "model.pth", f"{STEM_NAME} (2, 0, 3, 3)")
 
 
 def test_missing_and_unknown_encoder_tensors_are_another_architecture(tmp_path):

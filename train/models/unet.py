@@ -1,108 +1,187 @@
-"""The method's 2-D U-Net, its encoder, and the network that pre-training runs.
+"""The networks of pre-training and fine-tuning around any encoder, and the method's own encoder, that of a 2-D U-Net.
 
-Layer names and shapes are those of the published checkpoints, so that published weights load strictly. Which
-weights go where is left to `train.models.weights`.
+With that encoder, layer names and shapes are those of the published checkpoints, so that published weights load
+strictly. Encoders of other libraries come from `train.models.backbones`, weights from `train.models.weights`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, UsageError
 
-# Axes: B batch, C channels, Y rows, X columns; h and w are rows and columns at stride 16.
+# Axes: B batch, C channels, Y rows, X columns; h and w are rows and columns of a feature map, D is the width of
+# a pixel embedding.
 NUM_LEVELS = 4
-STRIDE = 2**NUM_LEVELS
 INSTANCE_WIDTH = 512
 LEAKY_SLOPE = 0.01
+
+
+class Backbone(nn.Module):
+    """An encoder: from images to feature maps, the finest first.
+
+    Subclasses' `forward` takes floating point (B, in_channels, Y, X), Y and X multiples of the last stride, and
+    returns one map (B, channels[i], Y / strides[i], X / strides[i]) for each stride.
+    """
+
+    strides: tuple[int, ...]
+    """Pixels of the image to one of each map, growing; each a multiple of the one before."""
+    channels: tuple[int, ...]
+    """Of each map."""
+    in_channels: int
+    """Of the images."""
+
+    def __init__(self, *, in_channels: int, strides: tuple[int, ...], channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.strides = strides
+        self.channels = channels
+
+    def check_size(self, image_BCYX: Tensor) -> None:
+        """Raise SuperCLError unless the image's rows and columns are multiples of the last stride."""
+        rows, columns = image_BCYX.shape[-2:]
+        if rows % self.strides[-1] or columns % self.strides[-1]:
+            raise SuperCLError(
+                "The network cannot take images of this size.",
+                expected=f"rows and columns that are multiples of {self.strides[-1]}",
+                found=f"{rows} x {columns}",
+                next_step="Choose another patch size, or pad the image.",
+            )
 
 
 class UNet(nn.Module):
     """Encoder and decoder: one score for each class and pixel.
 
-    Source: SuperCL (IEEE TIP 2026), fine-tuning network.
+    Where the encoder's finest map is coarser than the image, the scores of that map are brought to the pixels
+    bilinearly: further convolutions would find nothing of the encoder there to draw on.
+
+    Source: SuperCL (IEEE TIP 2026), fine-tuning network; the decoder of other encoders is our choice.
     """
 
-    def __init__(self, *, in_channels: int, num_classes: int, filters: int = 32) -> None:
+    def __init__(self, encoder: Backbone, *, num_classes: int) -> None:
         super().__init__()
-        self.encoder = Encoder(in_channels, filters)
-        self.decoder = Decoder(num_classes, filters)
+        self.encoder = encoder
+        self.decoder = Decoder(encoder.strides, encoder.channels, num_classes=num_classes)
 
     def forward(self, image_BCYX: Tensor) -> Tensor:
         """Class scores of every pixel.
 
-        `image_BCYX` is floating point (B, in_channels, Y, X), Y and X multiples of 16. Returns logits
-        (B, num_classes, Y, X). Raises SuperCLError where Y or X is no multiple of 16.
+        `image_BCYX` is floating point (B, in_channels, Y, X), Y and X multiples of the encoder's last stride.
+        Returns logits (B, num_classes, Y, X). Raises SuperCLError where Y or X is no such multiple.
         """
-        return self.decoder(self.encoder(image_BCYX))
+        logits = self.decoder(self.encoder(image_BCYX))
+        if self.encoder.strides[0] == 1:
+            return logits
+        return F.interpolate(logits, image_BCYX.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class PretrainOutput(NamedTuple):
-    """What the pre-training losses need of one view."""
+    """What the pre-training losses need of the views of B slices; None for what was not asked for."""
 
-    instance: Tensor
-    """(B, 512): one embedding for each slice."""
-    pixels: Tensor
-    """(B, D, h, w): one embedding for each position at stride 16."""
-    features: Tensor
-    """(B, 16 * filters, h, w): the encoder's last feature map."""
+    instance: Tensor | None
+    """(2B, 512): one embedding for each of the whole views."""
+    pixels: Tensor | None
+    """(2B, D, h, w): one embedding for each position of the local views at the pixel stride."""
+    features: Tensor | None
+    """(2B, C, h, w): the encoder's last feature map of the local views."""
 
 
 class PretrainNet(nn.Module):
-    """Encoder with an instance head and, unless `projection` is 0, a pixel head of that width.
+    """An encoder with the heads that the losses ask for. Only the encoder outlives pre-training.
 
-    Only the encoder outlives pre-training. Without a pixel head the pixel embeddings are the encoder's
-    features, as published. Source: SuperCL (IEEE TIP 2026); the pixel head is our choice.
+    `instance`: with a head that embeds whole views. `pixel_stride`: of the feature map whose positions are embedded,
+    by a head of width `projection` or, where that is 0, as they are (as published); None embeds none.
+
+    Raises UsageError where the encoder has no map of that stride.
+
+    Source: SuperCL (IEEE TIP 2026); the pixel head and finer strides are our choice.
     """
 
-    def __init__(self, *, in_channels: int, filters: int = 32, projection: int = 128) -> None:
+    def __init__(
+        self,
+        encoder: Backbone,
+        *,
+        projection: int = 128,
+        instance: bool = True,
+        pixel_stride: int | None = 16,
+    ) -> None:
         super().__init__()
-        width = filters * 2**NUM_LEVELS
-        self.encoder = Encoder(in_channels, filters)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(width, width),
-            nn.ReLU(inplace=True),
-            nn.Linear(width, INSTANCE_WIDTH),
-        )
-        self.pixel_head: nn.Module = nn.Identity()
-        if projection:
-            self.pixel_head = nn.Sequential(
-                nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, projection, 1)
+        self.encoder = encoder
+        self.head: nn.Module | None = None
+        self.pixel_head: nn.Module | None = None
+        if instance:
+            width = encoder.channels[-1]
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(width, width),
+                nn.ReLU(inplace=True),
+                nn.Linear(width, INSTANCE_WIDTH),
             )
-            self.pixel_head.apply(_initialise)
+        if pixel_stride is not None:
+            if pixel_stride not in encoder.strides:
+                raise UsageError(
+                    "The encoder has no feature map of this stride.",
+                    expected=" or ".join(map(str, encoder.strides)),
+                    found=pixel_stride,
+                    next_step="Choose one of its strides, or another backbone.",
+                )
+            self.pixel_level = encoder.strides.index(pixel_stride)
+            self.pixel_head = nn.Identity()
+            if projection:
+                width = encoder.channels[self.pixel_level]
+                self.pixel_head = nn.Sequential(
+                    nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, projection, 1)
+                )
+                self.pixel_head.apply(_initialise)
 
-    def forward(self, image_BCYX: Tensor) -> PretrainOutput:
-        """Embeddings of one view.
+    def forward(
+        self, local_BCYX: Tensor | None, whole_BCYX: Tensor | None, *, passes: int = 1
+    ) -> PretrainOutput:
+        """Embed the views of B slices: at each position those that keep the geometry, as a whole the others.
 
-        `image_BCYX` is floating point (B, in_channels, Y, X), Y and X multiples of 16. Raises SuperCLError
-        where they are not.
+        `local_BCYX` (x1 then x2) and `whole_BCYX` (x3 then x4) are floating point (2B, in_channels, Y, X), Y and X
+        multiples of the encoder's last stride; one may be None. `passes`: equal parts in which all of them, in this
+        order, go through the encoder, each with batch statistics of its own (4: one a view, as published). Raises
+        SuperCLError where Y or X is no such multiple.
         """
-        features = self.encoder(image_BCYX)[-1]
-        return PretrainOutput(self.head(features), self.pixel_head(features), features)
+        images = torch.cat([views for views in (local_BCYX, whole_BCYX) if views is not None])
+        assert len(images) % passes == 0, f"{len(images)} images in {passes} parts"
+        parts = [self.encoder(part) for part in images.chunk(passes)]
+        num_local = 0 if local_BCYX is None else len(local_BCYX)
+        deepest = _joined([maps[-1] for maps in parts])
+        instance = pixels = features = None
+        if local_BCYX is not None:
+            features = deepest[:num_local]
+            if self.pixel_head is not None:
+                pixels = self.pixel_head(_joined([maps[self.pixel_level] for maps in parts])[:num_local])
+        if whole_BCYX is not None and self.head is not None:
+            instance = self.head(deepest[num_local:])
+        return PretrainOutput(instance, pixels, features)
 
 
-class Encoder(nn.Module):
+class Encoder(Backbone):
     """Four levels of two convolutions with max pooling between them, and a centre block at stride 16."""
 
     def __init__(self, in_channels: int, filters: int) -> None:
-        super().__init__()
+        strides = tuple(2**level for level in range(NUM_LEVELS + 1))
+        channels = tuple(filters * stride for stride in strides)
+        super().__init__(in_channels=in_channels, strides=strides, channels=channels)
         self.pool = nn.MaxPool2d(2)
         width_in = in_channels
-        for level in range(1, NUM_LEVELS + 1):
-            width = filters * 2 ** (level - 1)
+        for level, width in enumerate(channels[:-1], start=1):
             self.add_module(f"contr_{level}_1", _conv_block(width_in, width))
             self.add_module(f"contr_{level}_2", _conv_block(width, width))
             width_in = width
-        width = filters * 2**NUM_LEVELS
         self.center = nn.Sequential(
-            nn.Conv2d(width_in, width, 3, padding=1),
+            nn.Conv2d(width_in, channels[-1], 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(channels[-1], channels[-1], 3, padding=1),
             nn.ReLU(inplace=True),
         )
         self.apply(_initialise)
@@ -113,14 +192,7 @@ class Encoder(nn.Module):
         `image_BCYX` is floating point (B, in_channels, Y, X). Raises SuperCLError where Y or X is no multiple
         of 16.
         """
-        rows, columns = image_BCYX.shape[-2:]
-        if rows % STRIDE or columns % STRIDE:
-            raise SuperCLError(
-                "The network cannot take images of this size.",
-                expected=f"rows and columns that are multiples of {STRIDE}",
-                found=f"{rows} x {columns}",
-                next_step="Choose another patch size, or pad the image.",
-            )
+        self.check_size(image_BCYX)
         features: list[Tensor] = []
         x = image_BCYX
         for level in range(1, NUM_LEVELS + 1):
@@ -132,27 +204,34 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four steps of upsampling by two, each joined with the encoder's map of that size, and a 1x1 head."""
+    """From the coarsest map to the finest: transposed convolutions, joined with the encoder's maps, and a 1x1 head."""
 
-    def __init__(self, num_classes: int, filters: int) -> None:
+    def __init__(self, strides: Sequence[int], channels: Sequence[int], *, num_classes: int) -> None:
         super().__init__()
-        for level in range(NUM_LEVELS, 0, -1):
-            width = filters * 2 ** (level - 1)
-            self.add_module(f"upscale{level + 1}", nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+        for level in range(len(strides) - 1, 0, -1):
+            width, ratio = channels[level - 1], strides[level] // strides[level - 1]
+            self.add_module(
+                f"upscale{level + 1}", nn.ConvTranspose2d(channels[level], width, ratio, stride=ratio)
+            )
             self.add_module(f"expand_{level}_1", _conv_block(2 * width, width))
             self.add_module(f"expand_{level}_2", _conv_block(width, width))
-        self.head = nn.Sequential(nn.Conv2d(filters, num_classes, 1, bias=False))
+        self.head = nn.Sequential(nn.Conv2d(channels[0], num_classes, 1, bias=False))
         self.apply(_initialise)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Logits (B, num_classes, Y, X) from the encoder's five feature maps, finest first."""
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits (B, num_classes, h, w) at the size of the finest of the encoder's feature maps, which come first."""
         *skips, x = features
-        for level in range(NUM_LEVELS, 0, -1):
+        for level in range(len(skips), 0, -1):
             x = self.get_submodule(f"upscale{level + 1}")(x)
             x = torch.cat([x, skips[level - 1]], dim=1)
             x = self.get_submodule(f"expand_{level}_1")(x)
             x = self.get_submodule(f"expand_{level}_2")(x)
         return self.head(x)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts one after the other, without a copy where there is only one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _conv_block(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from supercl_core.errors import SuperCLError
@@ -23,7 +24,6 @@ from supercl_core.files import atomic_file
 
 WEIGHTS_NAME = "weights.safetensors"
 ENCODER_PREFIX = "encoder."
-STEM_NAME = "encoder.contr_1_1.0.weight"
 NUM_NAMED = 3
 
 
@@ -58,9 +58,9 @@ def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
     """Copy the encoder of a checkpoint into the `encoder` of a network.
 
     `path` is anything that `read_weights` reads. Only tensors named `encoder.*` are copied, and all of the
-    network's must be there. Where exactly one side has a single input channel, the first convolution is
-    adapted (our choice): one channel becomes C by repeating the kernel divided by C, which keeps the
-    response to an image repeated C times; C become one by summing.
+    network's must be there. Where exactly one side is made for a single input channel, the convolution of the
+    image (in some encoders several) is adapted (our choice): one channel becomes C by repeating the kernel
+    divided by C, which keeps the response to an image repeated C times; C become one by summing.
 
     Returns the LoadReport. Raises SuperCLError, and leaves the network as it was, where tensors are missing,
     are unknown to the network or have another shape.
@@ -70,12 +70,13 @@ def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
     expected = {ENCODER_PREFIX + name: tensor.shape for name, tensor in encoder.state_dict().items()}
     found = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PREFIX)}
 
-    adapted: list[str] = []
-    if STEM_NAME in expected and STEM_NAME in found:
-        stem = _adapt_stem(found[STEM_NAME], expected[STEM_NAME])
-        if stem is not found[STEM_NAME]:
-            found[STEM_NAME] = stem
-            adapted.append(STEM_NAME)
+    adapted = [
+        name
+        for name in found
+        if name in expected and _only_channels_differ(found[name].shape, expected[name])
+    ]
+    for name in adapted:
+        found[name] = _with_channels(found[name], expected[name][1])
 
     check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
     encoder.load_state_dict({name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in found.items()})
@@ -95,26 +96,28 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     read. Raises SuperCLError where there is no such file, where it holds no weights, and where it is a pickle
     with anything but tensors in it.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
-    if not path.is_file():
-        raise SuperCLError(
-            "There are no weights here.",
-            where=path,
-            next_step="Give a .safetensors file, a torch checkpoint, the folder of a finished run, or `scratch`.",
-        )
+    path = _weights_file(path)
     if path.suffix == ".safetensors":
-        try:
+        with _reading_safetensors(path):
             return safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _no_checkpoint(path, f"no safetensors file ({error!s:.200})") from error
-
     payload = read_torch_file(path, "cpu")
     weights = payload.get("net", payload) if isinstance(payload, dict) else None
     if not isinstance(weights, dict) or not weights or not all(map(_is_plain, weights.values())):
         raise _no_checkpoint(path, "a torch file with something else in it")
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """What a file of weights says of its network: `backbone`, `in_channels` and `filters` where this project wrote it.
+
+    `path` is anything that `read_weights` reads; files of `torch.save` say nothing. Raises SuperCLError where there
+    is no such file, and where it is no safetensors file by that name.
+    """
+    path = _weights_file(path)
+    if path.suffix != ".safetensors":
+        return {}
+    with _reading_safetensors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, str]) -> None:
@@ -130,7 +133,7 @@ def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, st
 def check_same_architecture(
     expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], path: Path | str
 ) -> None:
-    """Raise SuperCLError unless the tensors `found` in the file `path` have the `expected` names and shapes."""
+    """Raise SuperCLError unless the tensors `found` in the weights `path` have the `expected` names and shapes."""
     names = dict.fromkeys([*expected, *found])
     differing = [name for name in names if expected.get(name) != found.get(name)]
     if not differing:
@@ -141,12 +144,14 @@ def check_same_architecture(
     def shapes(side: Mapping[str, torch.Size]) -> str:
         return ", ".join(f"{name} {tuple(side[name]) if name in side else 'absent'}" for name in named) + more
 
+    backbone = read_metadata(path).get("backbone")
+    called = f" of backbone {backbone}" if backbone else ""
     raise SuperCLError(
-        f"The checkpoint is of another architecture: {len(differing)} tensors differ.",
+        f"The checkpoint{called} is of another architecture: {len(differing)} tensors differ.",
         where=path,
         expected=shapes(expected),
         found=shapes(found),
-        next_step="Give the network the checkpoint's filters and input channels, or choose another file.",
+        next_step="Give the network the checkpoint's backbone, filters and input channels, or choose another file.",
     )
 
 
@@ -168,6 +173,28 @@ def read_torch_file(path: Path, device: torch.device | str) -> Any:
         else:
             found = "no torch file"
         raise _no_checkpoint(path, found) from error
+
+
+def _weights_file(path: Path | str) -> Path:
+    """The file that is meant by the path of a file or of a run's folder."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    if not path.is_file():
+        raise SuperCLError(
+            "There are no weights here.",
+            where=path,
+            next_step="Give a .safetensors file, a torch checkpoint, the folder of a finished run, or `scratch`.",
+        )
+    return path
+
+
+@contextmanager
+def _reading_safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise _no_checkpoint(path, f"no safetensors file ({error!s:.200})") from error
 
 
 def _is_plain(value: object) -> bool:
@@ -192,11 +219,20 @@ def _no_checkpoint(path: Path, found: str) -> SuperCLError:
     )
 
 
-def _adapt_stem(weight: Tensor, expected: torch.Size) -> Tensor:
-    """The first convolution's weight with the expected number of input channels, where one side has one."""
-    if weight.ndim == 4 and weight.shape[1] != expected[1]:
-        if expected[1] == 1:
-            return weight.sum(dim=1, keepdim=True)
-        if weight.shape[1] == 1:
-            return weight.repeat(1, expected[1], 1, 1) / expected[1]
-    return weight
+def _only_channels_differ(found: torch.Size, expected: torch.Size) -> bool:
+    """Whether two kernels differ in their input channels alone, of which one has a single one.
+
+    In two encoders of the same architecture that are so only those that see the image.
+    """
+    return (
+        len(found) == len(expected) == 4
+        and (found[0], *found[2:]) == (expected[0], *expected[2:])
+        and min(found[1], expected[1]) == 1 < max(found[1], expected[1])
+    )
+
+
+def _with_channels(weight: Tensor, num_channels: int) -> Tensor:
+    """A kernel of one input channel made one of several, or the other way round."""
+    if num_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return weight.repeat(1, num_channels, 1, 1) / num_channels
