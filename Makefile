@@ -16,10 +16,10 @@ need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python )$(BIN)/supercl
 EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
 
-.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench stress fuzz
+.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench bench-training stress fuzz
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## install everything into .venv (done by the other targets as needed)
 
@@ -80,11 +80,12 @@ evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
 
-bench: $(READY)  ## DATA="DIR DIR" [CACHE=] [QUICK=1] all benchmarks; those of preprocessing go to docs/benchmarks.md
+bench: $(READY)  ## DATA="DIR DIR" [QUICK=1] benchmarks of the cache; those of preprocessing go to docs/benchmarks.md
 	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")
-	$(BIN)/python -m benchmarks.all $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.all_preprocessing $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
 	for folder in $(DATA); do $(BIN)/python -m benchmarks.verify --data $$folder $(if $(QUICK),--quick); done
 	$(BIN)/python -m benchmarks.weak_labels --data $(lastword $(DATA)) $(if $(QUICK),--quick)
 	$(BIN)/python -m benchmarks.forms $(foreach folder,$(DATA),--data $(folder)) $(if $(QUICK),--quick)
-	$(BIN)/python -m benchmarks.losses
-	$(BIN)/python -m benchmarks.reading $(CACHE)
+
+bench-training: $(READY)  ## [QUICK=1] reading, input, step and losses against the published way, to docs/benchmarks-training.md
+	$(BIN)/python -m benchmarks.all_training $(if $(QUICK),--quick)

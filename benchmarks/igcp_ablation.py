@@ -166,8 +166,8 @@ def train_and_score(
     from train import finetune, pretrain
     from train.evaluate import evaluate
     from train.finetuning import FinetuneConfig
+    from train.methods import PretrainConfig
     from train.metrics import MEAN
-    from train.pretraining import PretrainConfig
     from train.runs import read_evaluation
 
     torch.set_num_threads(1)
@@ -254,15 +254,15 @@ def online_pairs(cache: Any, run: dict[str, Any], run_path: Path, slices: Any) -
     from supercl_core.config import from_dict
     from train.augment import pretrain_views
     from train.data import SliceDataset, normalise
+    from train.methods import PretrainConfig
+    from train.models.backbones import build_encoder
     from train.models.unet import PretrainNet
     from train.models.weights import read_weights
     from train.pairs import online_igcp_positives
-    from train.pretraining import PretrainConfig
 
     config = from_dict(PretrainConfig, run["config"])
-    network = PretrainNet(
-        in_channels=run["model"]["in_channels"], filters=config.filters, projection=config.projection
-    )
+    encoder = build_encoder(config.backbone, in_channels=run["model"]["in_channels"], filters=config.filters)
+    network = PretrainNet(encoder, projection=config.projection)
     network.load_state_dict(read_weights(run_path))
     dataset = SliceDataset(cache, run["cases"]["train"], patch_size=config.patch_size)
     random_state, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
@@ -270,9 +270,11 @@ def online_pairs(cache: Any, run: dict[str, Any], run_path: Path, slices: Any) -
     with torch.no_grad():
         for _ in range(30):
             places = random_state.choice(len(slices), config.batch_size, replace=False)
-            batch = normalise(dataset.gather(slices[places], random_state))
+            chosen = slices[places]
+            batch = normalise(dataset.gather(chosen, dataset.place(chosen, random_state)))
             views = pretrain_views(batch.image_BCYX, generator, config=config.augment)
-            x1, x2, *_ = network(torch.cat(views)).features.chunk(4)
+            output = network(torch.cat(views[:2]), torch.cat(views[2:]))
+            x1, x2 = output.features.chunk(2)
             positives = online_igcp_positives(
                 x1, x2, batch.superpixels_Bhw, num_superpixels=max(row.num_superpixels for row in cache.done)
             )

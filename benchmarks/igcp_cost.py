@@ -22,9 +22,10 @@ import torch
 
 from benchmarks.machine import as_text, machine
 from train.data import Batch
-from train.loop import select_device
-from train.models.unet import STRIDE, PretrainNet
-from train.pretraining import PretrainConfig, PretrainLosses
+from train.device import select_device
+from train.methods import PretrainConfig
+from train.models.unet import Encoder, PretrainNet
+from train.pretraining import PretrainLosses
 from train.sampling import SliceOrder
 
 NUM_SLICES: Final = 40_000
@@ -67,9 +68,11 @@ def cached_pairs_share(
     random = np.random.default_rng(0)
     labels = random.integers(0, NUM_COMPONENTS, NUM_SLICES).astype(np.int32)
     order = SliceOrder(slices=np.arange(NUM_SLICES), batch_size=batch_size, seed=0, labels=labels)
-    batch = _batch(next(order.batches(0)), side, random).to(device)
     torch.manual_seed(0)
-    network = PretrainNet(in_channels=1, filters=filters, projection=128).to(device)
+    encoder = Encoder(1, filters)
+    network = PretrainNet(encoder).to(device)
+    cells = side // encoder.strides[-1]
+    batch = _batch(next(order.batches(0)), side, cells, random, device)
     ccl = torch.from_numpy(labels).to(device)
     losses = {
         kind: PretrainLosses(
@@ -83,7 +86,7 @@ def cached_pairs_share(
     }
     optimiser = PretrainConfig().make_optimiser(network)
     generator = torch.Generator(device)
-    features = torch.randn(2, batch_size, 16 * filters, side // STRIDE, side // STRIDE, device=device)
+    features = torch.randn(2 * batch_size, encoder.channels[-1], cells, cells, device=device)
 
     def step(kind: str) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -92,7 +95,7 @@ def cached_pairs_share(
 
     def pairs(kind: str) -> None:
         for _ in range(PAIRS_A_ROUND):
-            losses[kind].inter_positives(batch, *features)
+            losses[kind].inter_positives(batch, features)
 
     turns: dict[str, Callable[[], object]] = {
         **{f"step {kind}": lambda kind=kind: step(kind) for kind in losses},
@@ -115,17 +118,20 @@ def cached_pairs_share(
     }
 
 
-def _batch(slices: np.ndarray, side: int, random: np.random.Generator) -> Batch:
+def _batch(
+    slices: np.ndarray, side: int, cells: int, random: np.random.Generator, device: torch.device
+) -> Batch:
     """Noise with a grid of superpixels, as the loader would give such slices."""
-    size, cells = len(slices), side // STRIDE
+    size = len(slices)
     ids = np.arange(cells * cells).reshape(cells, cells) % NUM_SUPERPIXELS
     return Batch(
-        image_BCYX=torch.from_numpy(random.normal(size=(size, 1, side, side)).astype(np.float32)),
-        windows_BC4=torch.zeros(size, 1, 4),
-        superpixels_Bhw=torch.from_numpy(np.broadcast_to(ids, (size, cells, cells)).astype(np.int16)),
+        image_BCYX=torch.from_numpy(random.normal(size=(size, 1, side, side)).astype(np.float32)).to(device),
+        superpixels_Bhw=torch.from_numpy(np.broadcast_to(ids, (size, cells, cells)).astype(np.int16)).to(
+            device
+        ),
         ground_truth_BYX=None,
-        positions_B=torch.from_numpy(random.uniform(0.01, 1, size).astype(np.float32)),
-        slices_B=torch.from_numpy(slices),
+        positions_B=torch.from_numpy(random.uniform(0.01, 1, size).astype(np.float32)).to(device),
+        slices_B=torch.from_numpy(slices).to(device),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import conftest
 import numpy as np
 import pytest
 
@@ -105,3 +106,97 @@ def test_weak_labels_prints_what_others_read(phantom: Path) -> None:
     assert 0 < values["cached_pairs_share_of_step"] < 0.1
     assert "approximate_1m_recall" not in values
     assert values["quick"]
+
+
+@pytest.mark.parametrize("shape", [(50, 100), (64, 64), (90, 40)])
+def test_the_published_dataset_gives_two_views_and_superpixels_of_each(shape: tuple[int, int]) -> None:
+    from benchmarks.published import PublishedDataset
+
+    slices = [conftest.smooth_noise(shape, seed).astype(np.float32) for seed in range(4)]
+    dataset = PublishedDataset(slices, side=64)
+    assert len(dataset) == 4
+    items = [dataset[index] for index in range(4)]
+    for item in items:
+        assert (item["views"].shape, item["views"].dtype) == ((2, 1, 64, 64), np.float32)
+        assert item["superpixels"].shape == (2, 64, 64)
+        assert all(30 <= len(np.unique(ids)) <= 150 for ids in item["superpixels"])
+    assert any((item["views"][0] != item["views"][1]).any() for item in items)
+    assert any((item["superpixels"][0] != item["superpixels"][1]).any() for item in items)
+
+
+@pytest.mark.parametrize(("side", "filters", "slices"), [(64, 4, 6), (512, 1, 4)])
+def test_the_published_step_restated_is_our_preset_published(side: int, filters: int, slices: int) -> None:
+    """On a small map, where ILCP takes every pixel, and on one of 32 x 32, where it takes two columns."""
+    import torch
+
+    from benchmarks.published import published_losses
+    from train.augment import AugmentConfig
+    from train.data import Batch
+    from train.methods import PRESETS, PretrainConfig
+    from train.models.backbones import build_encoder
+    from train.models.unet import PretrainNet
+    from train.pretraining import PretrainLosses
+
+    random = torch.Generator().manual_seed(0)
+    cells = side // 16
+    # Slices and superpixels of two kinds, and views far apart: so links go to other slices too.
+    kind = torch.arange(slices) % 2
+    noise = torch.randn(slices, 1, side, side, generator=random)
+    superpixels = (torch.rand(2, cells, cells, generator=random) ** 2 * 10).to(torch.int16)
+    batch = Batch(
+        image_BCYX=noise[kind] + 0.1 * noise,
+        superpixels_Bhw=superpixels[kind],
+        ground_truth_BYX=None,
+        positions_B=torch.rand(slices, generator=random),
+        slices_B=torch.arange(slices),
+    )
+    augment = AugmentConfig(brightness=(-3.0, 3.0), contrast=(0.1, 3.0))
+    config = PretrainConfig(**PRESETS["published"], augment=augment)
+    torch.manual_seed(0)
+    network = PretrainNet(build_encoder("unet", in_channels=1, filters=filters), projection=0)
+    seen: list[torch.Tensor] = []
+
+    def recorded(local: torch.Tensor, whole: torch.Tensor, *, passes: int) -> Any:
+        seen.extend((*local.chunk(2), *whole.chunk(2)))
+        return network(local, whole, passes=passes)
+
+    compute = PretrainLosses(recorded, config=config, in_channels=1, ccl=None, num_superpixels=10)
+    ours = compute(batch, torch.Generator().manual_seed(1))
+    our_gradients = torch.autograd.grad(ours["loss"], list(network.parameters()))
+    published = published_losses(network, tuple(seen), batch.superpixels_Bhw, batch.positions_B)
+    gradients = torch.autograd.grad(published["loss"], list(network.parameters()))
+    assert ours.keys() == published.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(published[name], value, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(gradients, our_gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_input_prints_batches_per_second() -> None:
+    values = last_line(run_benchmark("input", "--quick"))
+    ratio = values["batches_per_second"] / values["published_batches_per_second"]
+    assert values["vs_published"] == pytest.approx(ratio)
+    assert ratio > 1
+    assert (values["side"], values["batch_size"], values["rounds"], values["quick"]) == (128, 4, 1, True)
+    assert {"processor", "cores", "torch", "scikit-image"} <= set(values)
+
+
+def test_step_prints_times_memory_and_the_wait_for_data() -> None:
+    values = last_line(run_benchmark("step", "--quick", "--device", "cpu"))
+    ways = {"published", "published_memory_kept", "published_mixed", "ours_float32", "ours"}
+    for key in ("step_ms", "peak_memory_bytes"):
+        assert values[key].keys() == ways
+        assert min(values[key].values()) > 0
+    step_ms, memory = values["step_ms"], values["peak_memory_bytes"]
+    for key, ratio in {
+        "vs_published": step_ms["published"] / step_ms["ours_float32"],
+        "vs_published_best": step_ms["published"] / step_ms["ours"],
+        "vs_published_memory_kept": step_ms["published_memory_kept"] / step_ms["ours_float32"],
+        "vs_published_mixed": step_ms["published_mixed"] / step_ms["ours"],
+        "slices_per_second": 4000 / step_ms["ours"],
+        "peak_memory_vs_published": memory["ours"] / memory["published"],
+    }.items():
+        assert values[key] == pytest.approx(ratio)
+    assert 0 < values["data_wait_share"] < 1
+    for key, value in {"device": "cpu", "side": 64, "filters": 8, "batch_size": 4, "rounds": 2}.items():
+        assert values[key] == value
+    assert {"processor", "cores", "torch", "threads", "precision", "compile", "quick"} <= set(values)

@@ -1,6 +1,6 @@
 """Run the benchmarks of preprocessing and write what they measured, beside the targets, to docs/benchmarks.md.
 
-    python -m benchmarks.all --data DIR [--data DIR] [--quick]        (make bench DATA="DIR DIR")
+    python -m benchmarks.all_preprocessing --data DIR [--data DIR] [--quick]        (make bench DATA="DIR DIR")
 
 Each DIR is a data set in the layout of the Medical Segmentation Decathlon. Superpixels are measured on every one,
 the whole way from files to a cache and the cost of scheduling on the first.
@@ -8,31 +8,14 @@ the whole way from files to a cache and the cost of scheduling on the first.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import click
 
+from benchmarks.page import Row, Values, at_least, at_most, run, table, times
+
 TABLE_PATH = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-
-Values = dict[str, Any]
-
-
-class Row(NamedTuple):
-    """One line of a table."""
-
-    what: str
-    target: str
-    shown: Callable[[Values], str]
-    met: Callable[[Values], bool] | None = None
-
-
-def _times(key: str) -> Callable[[Values], str]:
-    return lambda values: f"{values[key]:.1f} x" if values[key] >= 10 else f"{values[key]:.2f} x"
 
 
 def _points(metric: str) -> Callable[[Values], str]:
@@ -43,14 +26,6 @@ def _points(metric: str) -> Callable[[Values], str]:
         return f"{values[f'{metric}_difference']:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
     return shown
-
-
-def _at_least(key: str, target: float) -> Callable[[Values], bool]:
-    return lambda values: values[key] >= target
-
-
-def _at_most(key: str, target: float) -> Callable[[Values], bool]:
-    return lambda values: values[key] <= target
 
 
 def _no_worse(metric: str, *, margin: float, sign: int = 1) -> Callable[[Values], bool]:
@@ -64,18 +39,18 @@ def _no_worse(metric: str, *, margin: float, sign: int = 1) -> Callable[[Values]
 
 
 SLIC = (
-    Row("`fast` against scikit-image, 512 x 512", "80 x, then 100 x", _times("fast_vs_skimage_512"),
-        _at_least("fast_vs_skimage_512", 80)),
-    Row("... with the noise of the slice added", "", _times("fast_vs_skimage_512_noise")),
-    Row("`fast` against scikit-image, 256 x 256", "45 x", _times("fast_vs_skimage_256"),
-        _at_least("fast_vs_skimage_256", 45)),
-    Row("`fast` against scikit-image, native size", "25 x at 140 x 190", _times("fast_vs_skimage_native")),
-    Row("`fast` against OpenCV's SLIC, 512 x 512", "30 x", _times("fast_vs_opencv_512"),
-        _at_least("fast_vs_opencv_512", 30)),
-    Row("`exact` against scikit-image, 512 x 512", "5 x", _times("exact_vs_skimage_512"),
-        _at_least("exact_vs_skimage_512", 5)),
+    Row("`fast` against scikit-image, 512 x 512", "80 x, then 100 x", times("fast_vs_skimage_512"),
+        at_least("fast_vs_skimage_512", 80)),
+    Row("... with the noise of the slice added", "", times("fast_vs_skimage_512_noise")),
+    Row("`fast` against scikit-image, 256 x 256", "45 x", times("fast_vs_skimage_256"),
+        at_least("fast_vs_skimage_256", 45)),
+    Row("`fast` against scikit-image, native size", "25 x at 140 x 190", times("fast_vs_skimage_native")),
+    Row("`fast` against OpenCV's SLIC, 512 x 512", "30 x", times("fast_vs_opencv_512"),
+        at_least("fast_vs_opencv_512", 30)),
+    Row("`exact` against scikit-image, 512 x 512", "5 x", times("exact_vs_skimage_512"),
+        at_least("exact_vs_skimage_512", 5)),
     Row("pixels where `exact` agrees with scikit-image", "99.9 %", lambda v: f"{v['exact_agreement']:.4%}",
-        _at_least("exact_agreement", 0.999)),
+        at_least("exact_agreement", 0.999)),
     Row("ASA, points", "bound >= -0.2", _points("asa"), _no_worse("asa", margin=0.2)),
     Row("boundary recall (2 px), points", "bound >= -0.2", _points("boundary_recall"),
         _no_worse("boundary_recall", margin=0.2)),
@@ -89,22 +64,22 @@ SLIC = (
 )  # fmt: skip
 
 PREPROCESS = (
-    Row("wall time against only reading the files with SimpleITK", "2 x at most", _times("vs_reading"),
-        _at_most("vs_reading", 2)),
-    Row("two workers against one", "1.8 x", _times("two_workers_speedup"), _at_least("two_workers_speedup", 1.8)),
+    Row("wall time against only reading the files with SimpleITK", "2 x at most", times("vs_reading"),
+        at_most("vs_reading", 2)),
+    Row("two workers against one", "1.8 x", times("two_workers_speedup"), at_least("two_workers_speedup", 1.8)),
     Row("slices a second, one worker on one core", "", lambda v: f"{v['slices_per_second']:.0f}"),
     Row("peak memory of a worker", "3 x the largest case + 500 MB",
         lambda v: f"{v['peak_memory_bytes'] / 1e6:.0f} MB (largest case {v['largest_case_bytes'] / 1e6:.0f} MB)",
         lambda v: v["peak_memory_bytes"] <= v["peak_memory_bound_bytes"]),
-    Row("ASP kernel against memcpy of the bytes it reads", "1.5 x at most", _times("asp_vs_memcpy"),
-        _at_most("asp_vs_memcpy", 1.5)),
-    Row("statistics kernel (int16) against memcpy", "1.5 x at most", _times("statistics_vs_memcpy"),
-        _at_most("statistics_vs_memcpy", 1.5)),
+    Row("ASP kernel against memcpy of the bytes it reads", "1.5 x at most", times("asp_vs_memcpy"),
+        at_most("asp_vs_memcpy", 1.5)),
+    Row("statistics kernel (int16) against memcpy", "1.5 x at most", times("statistics_vs_memcpy"),
+        at_most("statistics_vs_memcpy", 1.5)),
 )  # fmt: skip
 
 SCALING = (
     Row("scheduling cost of a case", "10 ms at most", lambda v: f"{1000 * v['overhead_seconds_per_case']:.1f} ms",
-        _at_most("overhead_seconds_per_case", 0.010)),
+        at_most("overhead_seconds_per_case", 0.010)),
 )  # fmt: skip
 
 
@@ -113,9 +88,10 @@ SCALING = (
 @click.option("--quick", is_flag=True, help="Fewer slices and cases: for a first look, not for docs.")
 def main(folders: tuple[Path, ...], quick: bool) -> None:
     """Run everything; write the tables."""
-    slic = [_run("slic", folder, quick=quick) for folder in folders]
-    whole = _run("preprocess", folders[0], quick=quick)
-    scaling = _run("scaling", folders[0], quick=quick)
+    more = ["--quick"] if quick else []
+    slic = [run("slic", "--data", folder, *more) for folder in folders]
+    whole = run("preprocess", "--data", folders[0], *more)
+    scaling = run("scaling", "--data", folders[0], *more)
     text = render(slic, whole, scaling, quick=quick)
     TABLE_PATH.write_text(text)
     print(text)
@@ -136,7 +112,7 @@ def render(slic: list[Values], whole: Values, scaling: Values, *, quick: bool) -
             "One core; 100 superpixels, 10 iterations. Differences: `fast` minus scikit-image at native size, mean "
             "over cases with a 95 % bootstrap interval over cases.",
             "",
-            *_table(SLIC, slic),
+            *table(SLIC, {values["data"]: values for values in slic}),
             "",
             *(
                 f"{values['data']}: {values['num_slices_timed']} slices timed, {values['num_slices']} slices of "
@@ -150,7 +126,7 @@ def render(slic: list[Values], whole: Values, scaling: Values, *, quick: bool) -
             f"{whole['slice']} (ratio {whole['compression_ratio']:.1f}), each worker on a core of its own, page cache "
             "warm, start-up not counted.",
             "",
-            *_table(PREPROCESS, [whole]),
+            *table(PREPROCESS, {whole["data"]: whole}),
             "",
             "Milliseconds a slice, of one case alone: "
             + ", ".join(f"{stage} {value:.2f}" for stage, value in whole["ms_per_slice"].items())
@@ -162,46 +138,10 @@ def render(slic: list[Values], whole: Values, scaling: Values, *, quick: bool) -
             "that of a whole run, with start, planning, scheduling, tables and weak labels, minus a plain loop over "
             "the cases.",
             "",
-            *_table(SCALING, [scaling]),
+            *table(SCALING, {scaling["data"]: scaling}),
             "",
         ]
     )
-
-
-def _run(name: str, folder: Path, *, quick: bool) -> Values:
-    """Run one benchmark, show what it prints, and return the JSON object of its last line."""
-    command = [
-        sys.executable,
-        "-m",
-        f"benchmarks.{name}",
-        "--data",
-        str(folder),
-        *(["--quick"] if quick else []),
-    ]
-    last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line
-    if process.returncode != 0:
-        sys.exit(process.returncode)
-    values: Values = json.loads(last)
-    return values
-
-
-def _table(rows: tuple[Row, ...], columns: list[Values]) -> list[str]:
-    lines = [
-        f"| | target | {' | '.join(values['data'] for values in columns)} |",
-        "| --- | --- |" + " --- |" * len(columns),
-    ]
-    for row in rows:
-        cells = [
-            row.shown(values) + (" (missed)" if row.met is not None and not row.met(values) else "")
-            for values in columns
-        ]
-        lines.append(f"| {row.what} | {row.target} | {' | '.join(cells)} |")
-    return lines
 
 
 if __name__ == "__main__":
