@@ -25,7 +25,7 @@ from supercl_core.cases import (
     slices_digest,
 )
 from supercl_core.errors import CacheError
-from supercl_core.mapped_shard import MappedShard, load
+from supercl_core.mapped_shard import MappedShard
 from supercl_core.schema import (
     ARCHIVE_FORM,
     DESCRIPTOR_ARRAYS,
@@ -103,7 +103,8 @@ class CachedCase:
         """
         shard = self.cache.shard(self.row, name)
         rows = slice(0, shard.array.shape[-2])
-        load((shard, z, rows) for z in range(*slices.indices(len(shard.array))))
+        for z in range(*slices.indices(len(shard.array))):
+            shard.load(z, rows)
         return shard.array[slices].copy()
 
     @functools.cached_property
@@ -290,7 +291,7 @@ class Cache:
         return self.shard(row, name).array
 
     def shard(self, row: CaseRow, name: str) -> MappedShard:
-        """The mapped file of the case array `name`, for `mapped_shard.load`."""
+        """The mapped file of the case array `name`."""
         return self._map(row.id, name)
 
     def _open_map(self, case_id: str, name: str) -> MappedShard:

@@ -1,9 +1,9 @@
 """One shard file mapped into memory, and how to touch it so that a file that cannot be read is an error.
 
 To touch a page that the system cannot read (of a file cut short, or on a mount that is gone) kills the process with
-SIGBUS. `load` therefore first makes sure that pages are in memory: the system says so, or reads them and says where it
-could not. Where Linux is too old (before 5.14), or the system another one, pages are touched as they are. Called by
-`cache_reader` and `train.data`.
+SIGBUS. Before rows of a slice are copied, `prefetch` asks whether they are in memory, and where they are not, `load`
+has the system read them, which says where it could not. Where Linux is too old (before 5.14), or the system another
+one, pages are touched as they are. Called by `cache_reader` and `train.data`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +45,7 @@ class MappedShard:
                 raise damaged(file, f"{self._size:,} bytes", f"{found:,} bytes" if found else "no file")
             content = _map(file, self._size)
             # Of files of others Linux says that all is in memory.
-            self.residence_is_told = file.stat().st_uid == os.geteuid() or os.access(file, os.W_OK)
+            self._residence_is_told = file.stat().st_uid == os.geteuid() or os.access(file, os.W_OK)
         except OSError as error:
             raise storage_error(error, where=file) from error
         strides = [dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -57,14 +56,39 @@ class MappedShard:
         )
         """The whole array (num_slices, *shape), read-only; a view of the map."""
         self._address = self.array.ctypes.data
+        self._page_flags = ctypes.c_char * (slice_bytes // mmap.PAGESIZE + 2)
 
-    def pages(self, z: int, rows: slice) -> tuple[int, int]:
+    def prefetch(self, z: int, rows: slice) -> bool:
+        """Whether some rows of a slice, with start and stop, are in memory; else the system begins to read them.
+
+        Rows that are there can be copied; others have to be loaded first. Threads may ask at the same time.
+        """
+        if _libc is None or rows.start >= rows.stop:
+            return True
+        start, size = self._pages(z, rows)
+        if self._residence_is_told:
+            # 2 us for 512 KiB that are in memory, where to populate them takes as long as to copy them.
+            resident = self._page_flags()
+            is_told = _libc.mincore(start, size, resident) == 0
+            if is_told and resident.raw.find(b"\0", 0, -(-size // mmap.PAGESIZE)) < 0:
+                return True
+        _libc.madvise(start, size, _MADV_WILLNEED)  # to populate alone reads bit by bit, ten times slower
+        return False
+
+    def load(self, z: int, rows: slice) -> None:
+        """Have some rows of a slice in memory. Raises StorageError, which names file and slice, where it cannot be."""
+        if _libc is None or rows.start >= rows.stop:
+            return
+        if _libc.madvise(*self._pages(z, rows), _MADV_POPULATE_READ) and ctypes.get_errno() != errno.EINVAL:
+            raise self._unreadable(z)
+
+    def _pages(self, z: int, rows: slice) -> tuple[int, int]:
         """Address of the first page of some rows of a slice, and bytes from there to the last row of all channels."""
         slice_start = self._address + z * self._slice_step
         start = slice_start + rows.start * self._row_step & -mmap.PAGESIZE
         return start, slice_start + self._last_plane + rows.stop * self._row_step - start
 
-    def unreadable(self, z: int) -> StorageError:
+    def _unreadable(self, z: int) -> StorageError:
         """The error for a slice that the system could not read."""
         try:
             size = self.file.stat().st_size
@@ -78,29 +102,6 @@ class MappedShard:
             found=found,
             next_step="Check the mount and the disk (`supercl verify CACHE`), then run the same command again.",
         )
-
-
-def load(parts: Iterable[tuple[MappedShard, int, slice]]) -> None:
-    """Have parts of shards in memory, so that they can be copied: each a shard, a slice and rows with start and stop.
-
-    What is missing is read side by side. Raises StorageError, which names file and slice, where it cannot be.
-    """
-    if _libc is None:
-        return
-    missing = []
-    for shard, z, rows in parts:
-        if rows.start >= rows.stop:
-            continue
-        start, size = shard.pages(z, rows)
-        # 2 us for 512 KiB that are in memory, where to populate them takes as long as to copy them.
-        resident = (ctypes.c_char * -(-size // mmap.PAGESIZE))()
-        is_told = shard.residence_is_told and _libc.mincore(start, size, resident) == 0
-        if not is_told or b"\0" in resident.raw:
-            _libc.madvise(start, size, _MADV_WILLNEED)  # to populate alone reads bit by bit, ten times slower
-            missing.append((shard, z, start, size))
-    for shard, z, start, size in missing:
-        if _libc.madvise(start, size, _MADV_POPULATE_READ) and ctypes.get_errno() != errno.EINVAL:
-            raise shard.unreadable(z)
 
 
 def _c_library() -> ctypes.CDLL | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from supercl_core.cache_reader import Cache, CachedCase
 from supercl_core.cases import CaseRow
 from supercl_core.errors import CacheError, UsageError
-from supercl_core.mapped_shard import MappedShard, load
+from supercl_core.mapped_shard import MappedShard
 from supercl_core.schema import STATISTICS
 
 MAX_PATCH: Final = 512
@@ -215,7 +215,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         out.slices_B.numpy()[:] = slices
         rows = [self.cache.rows[case] for case in cases.tolist()]
         slices_z = self.cache.slice_z[slices].tolist()
-        copies: list[tuple[MappedShard, int, _Part, np.ndarray]] = []
+        of_arrays: list[Iterator[tuple[MappedShard, int, _Part, np.ndarray]]] = []
         for name, buffer, sources, places in (
             ("image", out.image_BCYX, _parts(*shown), _parts(*filled)),
             ("superpixels", out.superpixels_Bhw, _parts(centres, shown[1], stride), _parts(*cells)),
@@ -224,9 +224,17 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             if buffer is not None:
                 shards = [self.cache.shard(row, name) for row in rows]
                 targets = map(operator.getitem, buffer.numpy(), places)
-                copies += zip(shards, slices_z, sources, targets, strict=True)
-        load((shard, z, source[1]) for shard, z, source, _ in copies)
-        for shard, z, source, target in copies:
+                of_arrays.append(zip(shards, slices_z, sources, targets, strict=True))
+        # Slice by slice, each right after it was asked for: other orders take a quarter longer.
+        not_there = []
+        for copy in itertools.chain.from_iterable(zip(*of_arrays, strict=True)):
+            shard, z, source, target = copy
+            if shard.prefetch(z, source[1]):
+                target[...] = shard.array[z][source]
+            else:
+                not_there.append(copy)
+        for shard, z, source, target in not_there:
+            shard.load(z, source[1])
             target[...] = shard.array[z][source]
         is_padded = bool(filled[0].any() or (filled[1] < self.patch_size).any())
         return replace(out, is_padded=is_padded)

@@ -7,6 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from supercl_core import mapped_shard
 from supercl_core.errors import CacheError, StorageError
-from supercl_core.mapped_shard import MappedShard, load
+from supercl_core.mapped_shard import MappedShard
 
 SHAPE = (2, 300, 70)
 """Of a slice: several pages, none of which begins with one."""
@@ -45,13 +46,20 @@ def test_a_file_worked_by_hand(file: Path) -> None:
     assert not shard.array.flags.writeable
 
 
+def load(parts: Iterable[tuple[MappedShard, int, slice]]) -> None:
+    """What is done before rows are copied."""
+    for shard, z, rows in parts:
+        if not shard.prefetch(z, rows):
+            shard.load(z, rows)
+
+
 @pytest.mark.parametrize("is_told", [True, False])
 def test_loading_changes_nothing_for_any_rows(
     file: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
 ) -> None:
     slices = write_shard(file)
     shard = opened(file)
-    monkeypatch.setattr(shard, "residence_is_told", is_told)
+    monkeypatch.setattr(shard, "_residence_is_told", is_told)
     load(
         (shard, z, slice(*rows))
         for z in range(3)
@@ -70,8 +78,11 @@ def test_loading_brings_the_rows_of_every_channel_into_memory(file: Path) -> Non
     parts = [shard.array[z, channel, rows] for z, rows in WANTED for channel in range(2)]
     if any(is_resident(part) for part in parts):
         pytest.skip("this file system forgets nothing")
-    load((shard, z, rows) for z, rows in WANTED)
+    assert not any(shard.prefetch(z, rows) for z, rows in WANTED)
+    for z, rows in WANTED:
+        shard.load(z, rows)
     assert all(is_resident(part) for part in parts)
+    assert all(shard.prefetch(z, rows) for z, rows in WANTED)
 
 
 WANTED = ((20, slice(0, 300)), (3, slice(100, 200)))
@@ -92,7 +103,7 @@ def test_a_file_cut_short_is_an_error_that_names_file_and_slice(
 ) -> None:
     write_shard(file)
     shard = opened(file)
-    monkeypatch.setattr(shard, "residence_is_told", is_told)
+    monkeypatch.setattr(shard, "_residence_is_told", is_told)
     os.truncate(file, 2 * 84_004)
     load([(shard, 0, slice(0, 300)), (shard, 1, slice(299, 300))])  # what is still there
     with pytest.raises(StorageError, match="cannot be read any more") as caught:
@@ -120,7 +131,7 @@ def test_a_linux_without_the_call_reads_all_the_same(file: Path, monkeypatch: py
     slices = write_shard(file)
     shard = opened(file)
     monkeypatch.setattr(mapped_shard, "_MADV_POPULATE_READ", 9999)  # what it does not know gives EINVAL
-    monkeypatch.setattr(shard, "residence_is_told", False)
+    monkeypatch.setattr(shard, "_residence_is_told", False)
     load([(shard, 1, slice(0, 300))])
     np.testing.assert_array_equal(shard.array, slices)
 
