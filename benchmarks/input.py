@@ -6,7 +6,8 @@ Published, restated (`benchmarks.published`): a DataLoader whose worker runs sci
 of each sample; a second worker on the same core made it slower. Ours: `train.loading` on a made cache of the same
 slices, warm, up to batches that are ready for augmentation on the CPU. Neither makes the geometric views, and the
 published way gets its slices from memory, normalised: both spare it work. Everything shares one core, and nobody uses
-the batches. Both take turns; medians. The last line of the output is one JSON object.
+the batches. The process keeps freed memory, as training on a CPU does (`train.device`). Both take turns; medians. The
+last line of the output is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
 from benchmarks.machine import as_text, machine
 from benchmarks.published import PublishedDataset
 from supercl_core.cache_reader import open_cache
+from supercl_core.memory import keep_freed_memory
 from train.data import SliceDataset
 from train.loading import BatchLoader
 from train.sampling import SliceOrder
@@ -61,6 +63,7 @@ def main(side: int, batch_size: int, rounds: int, quick: bool) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    keep_freed_memory()
     run_with = {
         **machine("torch", "numpy", "scikit-image"),
         **{"side": side, "batch_size": batch_size, "rounds": rounds, "quick": quick},
