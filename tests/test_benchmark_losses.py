@@ -12,6 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_losses_prints_the_share_of_ilcp() -> None:
     command = [sys.executable, "-m", "benchmarks.losses", "--quick", "--device", "cpu"]
     finished = subprocess.run(

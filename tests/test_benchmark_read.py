@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_benchmarks import last_line, run_benchmark
 
 TIMES = (
@@ -13,6 +14,7 @@ TIMES = (
 )
 
 
+@pytest.mark.slow
 def test_of_a_made_cache_it_prints_what_others_read() -> None:
     values = last_line(run_benchmark("read", "--quick"))
     assert min(values[name] for name in TIMES) > 0
@@ -22,6 +24,7 @@ def test_of_a_made_cache_it_prints_what_others_read() -> None:
     assert {"processor", "cores", "numpy", "zarr", "tensorstore", "quick"} <= set(values)
 
 
+@pytest.mark.slow
 def test_of_an_existing_cache_it_reads_the_cases_of_the_commonest_slice_size(tmp_path: Path) -> None:
     from made_caches import write_cache
 

@@ -35,6 +35,7 @@ def last_line(finished: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 def test_slic_prints_speed_and_quality(phantom: Path) -> None:
     values = last_line(run_benchmark("slic", "--data", phantom, "--quick"))
     for key in (
@@ -83,6 +84,7 @@ def test_slic_finds_the_noise_that_a_slice_has() -> None:
     assert noise_level(ramp + noise) == pytest.approx(4.0, rel=0.02)
 
 
+@pytest.mark.slow
 def test_verify_prints_rates(phantom: Path) -> None:
     values = last_line(run_benchmark("verify", "--data", phantom, "--quick"))
     for name in ("native", "enlarged"):
@@ -90,6 +92,7 @@ def test_verify_prints_rates(phantom: Path) -> None:
             assert values[name][f"{turn}_warm_gb_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_forms_prints_sizes_and_rates(phantom: Path) -> None:
     values = last_line(run_benchmark("forms", "--data", phantom, "--quick"))
     figures = values["caches"]["phantom"]
@@ -171,6 +174,7 @@ def test_the_published_step_restated_is_our_preset_published(side: int, filters:
     torch.testing.assert_close(gradients, our_gradients, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_input_prints_batches_per_second() -> None:
     values = last_line(run_benchmark("input", "--quick"))
     ratio = values["batches_per_second"] / values["published_batches_per_second"]
@@ -180,6 +184,7 @@ def test_input_prints_batches_per_second() -> None:
     assert {"processor", "cores", "torch", "scikit-image"} <= set(values)
 
 
+@pytest.mark.slow
 def test_step_prints_times_memory_and_the_wait_for_data() -> None:
     values = last_line(run_benchmark("step", "--quick", "--device", "cpu"))
     ways = {"published", "published_memory_kept", "published_mixed", "ours_float32", "ours"}

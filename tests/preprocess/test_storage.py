@@ -171,7 +171,10 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on_once_there_is_room(
     assert [entry.name for entry in small.seen.iterdir()] == ["out.zarr"]
 
 
-@pytest.mark.parametrize("size_bytes", [4096, 8192, 12288, 16384])
+@pytest.mark.parametrize(
+    "size_bytes",
+    [4096, *(pytest.param(size, marks=pytest.mark.slow) for size in (8192, 12288)), 16384],
+)
 def test_a_disk_too_full_to_begin_on_is_said(
     size_bytes: int, source: Path, whole: Path, disk: Callable[[int], Disk]
 ) -> None:
