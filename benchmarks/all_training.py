@@ -23,6 +23,8 @@ READ = (
     Row("faster than tensorstore", "2 x", times("mmap_vs_tensorstore"), at_least("mmap_vs_tensorstore", 2)),
     Row("faster than `.npy` files", "2.5 x", times("mmap_vs_npy"), at_least("mmap_vs_npy", 2.5)),
     Row("faster than `.npy` files, cold", "1.4 x", times("mmap_cold_vs_npy"), at_least("mmap_cold_vs_npy", 1.4)),
+    Row("arrays of the cache that equal what Zarr reads", "all",
+        lambda v: f"{v['arrays_equal_zarr']} of {v['arrays']}", lambda v: v["arrays_equal_zarr"] == v["arrays"]),
     Row("opening a cache of 10,000 cases for training", "2 s at most", lambda v: f"{v['open_10000_cases_s']:.2f} s",
         at_most("open_10000_cases_s", 2)),
 )  # fmt: skip
@@ -62,6 +64,8 @@ SPEED = {
 }  # fmt: skip
 
 LOSSES = (
+    Row("largest difference to a plain reference in float64, value or gradient", "",
+        lambda v: f"{v['largest_difference']:.0e}"),
     Row("share of ILCP, all 1,024 positions at 512 x 512", "5 % at most", lambda v: f"{v['ilcp_share_of_step']:.1%}",
         at_most("ilcp_share_of_step", 0.05)),
 )  # fmt: skip

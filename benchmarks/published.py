@@ -25,7 +25,7 @@ from train.models.unet import PretrainNet
 
 TEMPERATURE: Final = 0.1
 BASE_TEMPERATURE: Final = 0.07
-POSITION_THRESHOLD: Final = 0.1
+POSITION_THRESHOLD: Final = 0.1 - 1e-5  # so that rounding does not decide on slices 0.1 apart
 WEIGHTS: Final = (1.0, 1.0, 0.5)
 """Of L_ins, L_intra and L_inter."""
 

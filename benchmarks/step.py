@@ -6,7 +6,8 @@
 Published, restated (`benchmarks.published`): four forward passes in plain eager PyTorch, loops over the batch,
 components through SciPy. Ours: pre-training as configured by default, cached IGCP included, in float32 and in the best
 precision of the device. All have the same encoder and instance head (ours its pixel head as well), the same batch and
-AdamW, and make the four views in the same way, on the device and inside the time.
+AdamW, and make the four views in the same way, on the device and inside the time. What the loop adds on both
+sides, such as reading losses back and logging, is left out.
 
 Each way has a process of its own, because what ours sets for its process (how the C library keeps memory, see
 `train.device`) must not help the published one, and because peak memory belongs to a process. The processes take turns

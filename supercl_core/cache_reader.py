@@ -273,7 +273,7 @@ class Cache:
                 where=self.path,
                 expected=", ".join(self.set_names(group)) or f"none: there are no {words} at all",
                 found=name,
-                next_step=f"Name one of these, or compute them with `{makers[group]}`.",
+                next_step=f"Name one that there is, or compute them with `{makers[group]}`.",
             )
         if self.is_stale(group, name):
             raise CacheError(

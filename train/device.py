@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.memory import keep_freed_memory
 from train import distributed
+from train.models.backbones import UNET
 
 if TYPE_CHECKING:
     from train.loop import LoopConfig
@@ -82,7 +83,8 @@ def prepare(network: nn.Module, *, config: LoopConfig, device: torch.device) -> 
     if config.compile:
         _check_compiler(device)
         network.compile()
-    called = distributed.parallel(network, device)
+    # Encoders of libraries may have layers behind the feature maps that are used.
+    called = distributed.parallel(network, device, uses_all=config.backbone == UNET)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.precision]
 
     def call(*inputs: Any, **options: Any) -> Any:

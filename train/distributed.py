@@ -33,7 +33,7 @@ def process_group() -> Iterator[None]:
         yield
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -78,14 +78,17 @@ def rank_0_first(function: Callable[..., T], *arguments: Any) -> T:
     return result if rank() == 0 else function(*arguments)
 
 
-def parallel(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with its gradients averaged over all processes, and its batch statistics shared on GPUs."""
+def parallel(network: nn.Module, device: torch.device, *, uses_all: bool = True) -> nn.Module:
+    """The network with its gradients averaged over all processes, and its batch statistics shared on GPUs.
+
+    `uses_all`: whether every parameter takes part in every step; else those that do not are looked for each time.
+    """
     if not dist.is_initialized():
         return network
     if device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return DistributedDataParallel(network, device_ids=[device])
-    return DistributedDataParallel(network)
+        return DistributedDataParallel(network, device_ids=[device], find_unused_parameters=not uses_all)
+    return DistributedDataParallel(network, find_unused_parameters=not uses_all)
 
 
 def gather(tensor: Tensor) -> Tensor:

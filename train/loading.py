@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Final
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from train.data import Batch, SliceDataset, StoredBatch, normalise
+from train.run_log import note
 from train.sampling import SliceOrder
 
 NUM_THREADS: Final = 4
@@ -25,12 +26,21 @@ NUM_THREADS: Final = 4
 speed of memory one is busy at a time, for milliseconds a step."""
 
 
+NOTE_EVERY_S: Final = 60
+"""Seconds of waiting for one batch after which there is a note, again and again."""
+
+
+class StoppedWaitingError(Exception):
+    """The consumer is to stop, and its batch has not come."""
+
+
 class BatchLoader:
     """An endless stream of training batches of one process, from `first_step` on.
 
     A step's batch holds the slices `[rank::world_size]` of the batch of `order`. Every batch is memory of its own,
     which the consumer may keep. An error of a thread is raised from the next request of a batch, before what other
-    threads gathered: StorageError where the cache cannot be read any more.
+    threads gathered: StorageError where the cache cannot be read any more. While a batch does not come,
+    `stop_requested` is asked every second, and StoppedWaitingError raised where it says so.
     """
 
     def __init__(
@@ -42,8 +52,10 @@ class BatchLoader:
         first_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._dataset, self._device = dataset, device
+        self._stop_requested = stop_requested
         self._share = slice(rank, None, world_size)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         size = len(range(order.batch_size)[self._share])
@@ -59,7 +71,9 @@ class BatchLoader:
         self._seed, self._drawn = order.seed, enumerate(order.batches(step), step)
 
     def __iter__(self) -> Generator[Batch]:
-        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="gather") as pool:
+        # A thread begins on the first GPU, whichever the process uses.
+        begin = (None, ()) if self._copies is None else (torch.cuda.set_device, (self._device,))
+        with ThreadPoolExecutor(NUM_THREADS, "gather", *begin) as pool:
             try:
                 while True:
                     start = time.perf_counter()
@@ -72,7 +86,7 @@ class BatchLoader:
     def _next(self, pool: ThreadPoolExecutor) -> Batch:
         self._refill(pool)
         failed = next((f for f, _ in self._ahead if f.done() and f.exception()), None)
-        stored = (failed or self._ahead[0][0]).result()
+        stored = self._await(failed or self._ahead[0][0])
         buffer = self._ahead.popleft()[1]
         if buffer.copied is not None:
             current = torch.cuda.current_stream(self._device)
@@ -83,6 +97,17 @@ class BatchLoader:
         self._free.append(buffer)
         self._refill(pool)
         return batch
+
+    def _await(self, gathered: Future[StoredBatch]) -> StoredBatch:
+        """What was gathered, with a word where that takes long."""
+        seconds = 0
+        while not wait([gathered], timeout=1).done:
+            seconds += 1
+            if self._stop_requested():
+                raise StoppedWaitingError
+            if seconds % NOTE_EVERY_S == 0:
+                note(f"waiting for data for {seconds} s: does {self._dataset.cache.path} answer?")
+        return gathered.result()
 
     def _refill(self, pool: ThreadPoolExecutor) -> None:
         while self._free:

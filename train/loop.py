@@ -93,6 +93,7 @@ class LoopConfig:
             self.check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("final_lr", "warmup_steps", "weight_decay", "clip_norm", "seed"):
             self.check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        self.check("in_channels", self.in_channels is None or self.in_channels >= 1, "at least 1")
         self.check("lr", 0 < self.lr < math.inf, "a number above 0")
         known = self.backbone == UNET or self.filters == LoopConfig.filters
         self.check("filters", known, "the default: only the width of backbone = 'unet' can be set")
@@ -161,14 +162,6 @@ def fit(
     elif order is None:
         batch_size = config.batch_size * world_size
         order = SliceOrder(slices=dataset.slices, batch_size=batch_size, seed=config.seed)
-    loader = BatchLoader(
-        dataset,
-        order,
-        device=device,
-        first_step=first_step,
-        rank=distributed.rank(),
-        world_size=world_size,
-    )
 
     def save(step: int) -> None:
         nonlocal saved_step
@@ -180,22 +173,26 @@ def fit(
     generator = torch.Generator(device)
     network.train()
     with (
-        closing(iter(loader)) as batches,
         _stop_requests() as stop_requested,
+        closing(
+            iter(
+                loader := BatchLoader(
+                    dataset,
+                    order,
+                    device=device,
+                    first_step=first_step,
+                    rank=distributed.rank(),
+                    world_size=world_size,
+                    stop_requested=stop_requested,
+                )
+            )
+        ) as batches,
         progress("train", total=num_steps, unit="steps", done=first_step, shown=writes) as advance,
         run_log(run_path, first_step=first_step, writes=writes) as log,
     ):
         since, waited, steps_since, skipped = time.perf_counter(), 0.0, 0, 0
         last_entry: dict[str, Any] = {}
         for step in range(first_step, num_steps):
-            if distributed.any_rank(stop_requested()):
-                save(step)
-                raise PreemptedError(
-                    "Training was told to stop.",
-                    where=run_path,
-                    found=f"a checkpoint after step {step} of {num_steps}",
-                    next_step="Run the same command again; it goes on from there.",
-                )
             if refresh is not None and refresh.due(step):
                 save(step)  # it reads the whole cache
                 begun = time.perf_counter()
@@ -209,6 +206,14 @@ def fit(
                 batch = next(batches)
             except Exception as error:
                 failure = error
+            if distributed.any_rank(stop_requested()):
+                save(step)
+                raise PreemptedError(
+                    "Training was told to stop.",
+                    where=run_path,
+                    found=f"a checkpoint after step {step} of {num_steps}",
+                    next_step="Run the same command again; it goes on from there.",
+                )
             if distributed.any_rank(failure is not None):
                 save(step)
                 raise _reading_error(failure, run_path, step) from failure

@@ -77,6 +77,7 @@ class PretrainConfig(LoopConfig):
         for name in ("projection", "position_threshold", "refresh_every"):
             self.check(name, getattr(self, name) >= 0, "at least 0")
         self.check("epochs", self.epochs is None or self.epochs >= 1, "at least 1")
+        self.check("ilcp_stride", self.ilcp_stride is None or self.ilcp_stride >= 1, "at least 1")
         self.check("num_partitions", self.num_partitions >= 2, "at least 2")
         self.check("temperature", 0 < self.temperature < math.inf, "a number above 0")
         used = self.weights[:2] if self.igcp == "none" else self.weights
@@ -90,7 +91,7 @@ class PretrainConfig(LoopConfig):
         deepest = self.uses_whole or self.ilcp_stride is None
         self.check("ilcp_stride", deepest, "none where only ILCP trains: deeper layers would not be trained")
         without_effect = {
-            "steps": "epochs = 'none'" if self.epochs is not None else None,
+            "steps": "no epochs (--set epochs=none)" if self.epochs is not None else None,
             "instance_rule": "a weight of L_ins" if not self.uses_ins else None,
             "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
             "num_partitions": "instance_rule = 'partition'" if self.instance_rule != "partition" else None,

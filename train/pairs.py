@@ -25,6 +25,9 @@ ViewPairs = Literal["edge", "afterwards"]
 # slices exceed one by more than this in volumes of up to 10,000 slices.
 PARTITION_TOLERANCE: Final = 1e-4
 
+# In a volume of 10 slices neighbours are 0.1 apart, and rounding must not decide which of them are closer than 0.1.
+POSITION_TOLERANCE: Final = 1e-5
+
 
 def ilcp_labels(superpixels: Tensor) -> Tensor:
     """Intra-image local contrastive pairs: two pixels of one slice in the same superpixel.
@@ -83,7 +86,7 @@ def instance_positives(
     both = positions.repeat(2)
     if rule == "partition":
         return _same_label((both * num_partitions - PARTITION_TOLERANCE).ceil())
-    near = (both[:, None] - both[None, :]).abs() < threshold
+    near = (both[:, None] - both[None, :]).abs() < threshold - POSITION_TOLERANCE
     return near.fill_diagonal_(False)
 
 

@@ -5,6 +5,7 @@ Called by `supercl pretrain` and, as `train.pretrain`, from Python. The loop its
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -79,8 +80,6 @@ def pretrain(
         superpixel_stride=pixel_stride,
     )
     _check_slices(cache, dataset, config)
-    if config.uses_intra and distributed.rank() == 0:
-        _note_few_pairs(cache, pixel_stride, encoder.strides)
     slice_patients = cache.slice_patient[dataset.slices]
     rule = linked(config.neighbours, slice_patients)
     linkable = rule == "any" or linked("auto", slice_patients) == rule
@@ -115,6 +114,8 @@ def pretrain(
     weights_path = run_path / WEIGHTS_NAME
     if run["status"] == "finished":
         return weights_path
+    if config.uses_intra and distributed.rank() == 0:
+        _note_few_pairs(cache, pixel_stride, encoder.strides)
     ccl = None if labels is None else torch.tensor(labels, device=device)
     losses = PretrainLosses(
         prepare(network, config=config, device=device),
@@ -133,7 +134,7 @@ def pretrain(
             every=config.refresh_every,
             level=config.ccl_level,
             neighbours=rule,
-            batch_size=config.batch_size,
+            batch_size=_contrasted(config),
         )
     fit(
         run_path,
@@ -244,7 +245,9 @@ class PretrainLosses:
 
     def _instances(self, output: PretrainOutput) -> Tensor:
         assert output.instance is not None
-        return torch.cat([self._gather(view) for view in output.instance.chunk(2)])
+        # At least float32: gradients are summed over ranks in the precision in which embeddings were gathered.
+        instances = output.instance.to(torch.promote_types(output.instance.dtype, torch.float32))
+        return torch.cat([self._gather(view) for view in instances.chunk(2)])
 
     def _gather(self, tensor: Tensor) -> Tensor:
         return distributed.gather(tensor) if self.config.contrast == "all_ranks" else tensor
@@ -279,7 +282,7 @@ def _check_slices(cache: Cache, dataset: SliceDataset, config: PretrainConfig) -
             where=cache.path,
             expected=f"at least {needed:,} slices: batch_size on every process",
             found=f"{num_slices:,}",
-            next_step=f"Set batch_size to at most {num_slices // distributed.world_size()}, or use fewer processes.",
+            next_step="Set a smaller batch_size, or use fewer processes.",
         )
     volumetric = bool((cache.slice_position[dataset.slices] < 1).any())
     if config.uses_ins and config.instance_rule != "view" and not volumetric:
@@ -290,6 +293,11 @@ def _check_slices(cache: Cache, dataset: SliceDataset, config: PretrainConfig) -
             found=f"instance_rule = {config.instance_rule!r} and {num_slices:,} cases of one slice",
             next_step="Set instance_rule = 'view'.",
         )
+
+
+def _contrasted(config: PretrainConfig) -> int:
+    """Slices that are contrasted with each other in a step."""
+    return config.batch_size * (distributed.world_size() if config.contrast == "all_ranks" else 1)
 
 
 def _note_few_pairs(cache: Cache, stride: int, strides: tuple[int, ...]) -> None:
@@ -315,7 +323,7 @@ def _weak_labels(
     labels = cache.weak_labels(config.weak_labels)
     level = config.ccl_level
     if level is None:
-        level = auto_level(labels.ccl[:, slices], config.batch_size)
+        level = auto_level(labels.ccl[:, slices], _contrasted(config))
     num_levels = len(labels.ccl)
     config.check("ccl_level", 0 <= level < num_levels, f"0 to {num_levels - 1}")
     described = {
@@ -323,5 +331,6 @@ def _weak_labels(
         "level": level,
         "neighbours": labels.neighbours,
         "descriptors": labels.descriptors,
+        "digest": hashlib.sha256(labels.ccl[level][slices].tobytes()).hexdigest(),
     }
     return labels.ccl[level], described

@@ -42,7 +42,7 @@ class Refresh:
     neighbours: Linked
     """Whether a slice may be linked to one of its own patient."""
     batch_size: int
-    """Of one process: for the choice of the level."""
+    """Slices that are contrasted with each other in a step: for the choice of the level."""
 
     def due(self, step: int) -> bool:
         """Whether `step` is to begin with new labels."""

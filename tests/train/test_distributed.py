@@ -1,13 +1,19 @@
 """Two gloo ranks under torchrun against one process."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from training import assert_same_weights
+
+from supercl_core.files import write_json
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 
 
 def run(*command: object) -> None:
@@ -19,9 +25,8 @@ def run(*command: object) -> None:
 def test_two_ranks_give_the_losses_and_gradients_of_one_process(
     cache_path: Path, tmp_path: Path, igcp: str
 ) -> None:
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     run(sys.executable, SCRIPT, cache_path, tmp_path / "one.pt", igcp)
-    run(*torchrun, SCRIPT, cache_path, tmp_path / "two.pt", igcp)
+    run(*TORCHRUN, SCRIPT, cache_path, tmp_path / "two.pt", igcp)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
     assert one["loss"].keys() == {"loss", "loss_ins", "loss_intra", "loss_inter"}
     assert min(one["loss"].values()) > 0
@@ -33,42 +38,22 @@ def test_two_ranks_give_the_losses_and_gradients_of_one_process(
 
 def test_two_ranks_train_one_run_and_resume_it(cache_path: Path, tmp_path: Path) -> None:
     supercl = Path(sys.executable).with_name("supercl")
-    settings = (
-        "--set",
-        "filters=4",
-        "--set",
-        "batch_size=2",
-        "--set",
-        "patch_size=[16, 16]",
-        "--set",
-        "device=cpu",
-    )
-    command = (
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            2,
-            "--no-python",
-        ),
-        *(
-            supercl,
-            "pretrain",
-            cache_path,
-            tmp_path / "run",
-            *settings,
-            "--set",
-            "log_every=1",
-            "--set",
-            "steps=3",
-        ),
-    )
-    run(*command)
-    weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
-    steps = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(steps) == 3
-    (tmp_path / "run" / "checkpoints" / "step_00000003.pt").unlink(missing_ok=True)
-    run(*command)
-    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
+    settings = ("filters=4", "batch_size=2", "patch_size=[16, 16]", "device=cpu", "log_every=1", "steps=4")
+    assignments = [part for setting in (*settings, "checkpoint_every=2") for part in ("--set", setting)]
+
+    def train(run_path: Path) -> None:
+        command = (*TORCHRUN, "--no-python", supercl, "pretrain", cache_path, run_path, *assignments)
+        run(*command)
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(whole)
+    assert len((whole / "metrics.jsonl").read_text().splitlines()) == 4
+    shutil.copytree(whole, resumed)
+    # As if it had been killed after step 3.
+    (resumed / "checkpoints" / "step_00000004.pt").unlink()
+    (resumed / "weights.safetensors").unlink()
+    described = json.loads((resumed / "run.json").read_text())
+    write_json(resumed / "run.json", {**described, "status": "running", "name": "resumed"})
+    train(resumed)
+    assert len((resumed / "metrics.jsonl").read_text().splitlines()) == 4
+    assert_same_weights(resumed, whole)

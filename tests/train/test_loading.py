@@ -14,8 +14,9 @@ import torch
 
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CacheError
+from train import loading
 from train.data import SliceDataset, normalise
-from train.loading import NUM_THREADS, BatchLoader
+from train.loading import NUM_THREADS, BatchLoader, StoppedWaitingError
 from train.sampling import SliceOrder
 
 CPU = torch.device("cpu")
@@ -247,3 +248,29 @@ def test_a_file_cut_short_while_training_reads_it_is_an_error_and_not_death(cach
     assert "A file of the cache cannot be read any more." in finished.stderr
     assert f"{file}, slice " in finished.stderr
     assert "found:    0 bytes" in finished.stderr
+
+
+def test_waiting_that_takes_long_is_said_and_can_be_stopped(tiny, monkeypatch, capsys):
+    release = threading.Event()
+    gather = SliceDataset.gather
+
+    def stuck(dataset, *arguments, **options):
+        release.wait(timeout=10)
+        return gather(dataset, *arguments, **options)
+
+    monkeypatch.setattr(SliceDataset, "gather", stuck)
+    monkeypatch.setattr(loading, "NOTE_EVERY_S", 1)
+    asked = []
+
+    def stop_requested():
+        asked.append(True)
+        return len(asked) == 2
+
+    order = SliceOrder(slices=tiny.slices, batch_size=4, seed=0)
+    batches = iter(BatchLoader(tiny, order, device=CPU, stop_requested=stop_requested))
+    threading.Timer(2.5, release.set).start()
+    with pytest.raises(StoppedWaitingError):
+        next(batches)
+    said = capsys.readouterr().err
+    assert said.count("waiting for data for 1 s") == 1
+    assert str(tiny.cache.path) in said

@@ -320,3 +320,12 @@ def test_no_mask_reads_a_value_back_from_the_device():
                     view_pairs=view_pairs,
                     divide_by=divide_by,
                 )
+
+
+@pytest.mark.parametrize("num_slices", [10, 20, 30])
+def test_slices_as_far_apart_as_the_threshold_are_no_pair(num_slices: int) -> None:
+    positions = torch.arange(1, num_slices + 1, dtype=torch.float32) / num_slices
+    pairs = instance_positives(positions, threshold=0.1)[:num_slices, :num_slices]
+    distance = (torch.arange(num_slices)[:, None] - torch.arange(num_slices)).abs()
+    expected = (10 * distance < num_slices) & (distance > 0)
+    assert torch.equal(pairs, expected)

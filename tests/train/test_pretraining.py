@@ -1,5 +1,6 @@
 """Pre-training: its losses against a plain recomposition, exact resumption, and what its settings do."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
 from supercl_core.weak_labels import auto_level
 from train.augment import AugmentConfig, pretrain_views
-from train.data import Batch
+from train.data import Batch, SliceDataset
 from train.methods import PRESETS, PretrainConfig
 from train.models.backbones import build_encoder
 from train.models.unet import PretrainNet, UNet
@@ -183,6 +185,7 @@ def test_the_run_is_described(cache, whole):
         "level": auto_level(labels.ccl, 6),
         "neighbours": labels.neighbours,
         "descriptors": labels.descriptors,
+        "digest": hashlib.sha256(labels.ccl[auto_level(labels.ccl, 6)].tobytes()).hexdigest(),
     }
     for entry in read_metrics(whole):
         parts = entry["loss_ins"] + entry["loss_intra"] + 0.5 * entry["loss_inter"]
@@ -430,7 +433,7 @@ def test_epochs_become_steps(cache, tmp_path):
 def test_too_few_slices_for_a_batch_are_refused(cache, tmp_path):
     with pytest.raises(UsageError, match="too few slices") as refused:
         pretrain(cache, tmp_path / "run", config=small(batch_size=24))
-    assert "at most 23" in refused.value.next_step
+    assert "batch_size" in refused.value.next_step
     assert not (tmp_path / "run").exists()
 
 
@@ -482,6 +485,8 @@ def test_patches_suit_other_backbones(cache, tmp_path):
         ({"instance_rule": "partition", "num_partitions": 1}, "num_partitions"),
         ({"epochs": 3, "steps": 5}, "steps"),
         ({"epochs": 0}, "epochs"),
+        ({"in_channels": 0}, "in_channels"),
+        ({"ilcp_stride": 0}, "ilcp_stride"),
         ({"weights": (1.0, 1.0, 0.0)}, "igcp"),
         ({"weights": (1.0, 0.0, 0.5), "projection": 8}, "projection"),
         ({"weights": (0.0, 1.0, 0.5), "instance_rule": "view"}, "instance_rule"),
@@ -672,3 +677,45 @@ def test_superpixels_smaller_than_the_stride_are_mentioned(cache_path, tmp_path,
     for index, changes in enumerate([{"ilcp_stride": 1}, {"weights": (1.0, 0.0, 0.5), "projection": 128}]):
         pretrain(open_cache(cache_path), tmp_path / str(index), config=small(steps=1, **changes))
         assert "ILCP" not in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_on_other_weak_labels(cache_copy, tmp_path, monkeypatch):
+    cache = named_levels(cache_copy)
+    config = small(weak_labels="by_hand", ccl_level=0)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(train.pretraining, "pretrain_views", call_at(3, kill, pretrain_views))
+        pretrain(cache, tmp_path / "run", config=config)
+    write_levels(cache_copy, [np.arange(23) // 2, np.arange(23) // 8])
+    with pytest.raises(UsageError, match=r"weak_labels\.digest"):
+        pretrain(open_cache(cache_copy), tmp_path / "run", config=config)
+
+
+@pytest.mark.parametrize(("contrast", "batch_size"), [("all_ranks", 14), ("each_rank", 7)])
+def test_the_level_suits_the_slices_that_are_contrasted(
+    cache_copy, tmp_path, monkeypatch, contrast, batch_size
+):
+    write_levels(cache_copy, [np.arange(23) // size for size in (1, 3, 6, 23)])
+    cache = open_cache(cache_copy)
+    monkeypatch.setattr(train.pretraining.distributed, "world_size", lambda: 2)
+    config = small(contrast=contrast, weak_labels="by_hand", batch_size=7)
+    _, described = train.pretraining._weak_labels(cache, np.arange(23), config)
+    assert described["level"] == auto_level(cache.weak_labels("by_hand").ccl, batch_size)
+    assert described["level"] == {14: 1, 7: 2}[batch_size]
+
+
+def test_a_stop_is_answered_while_data_do_not_come(cache, whole, tmp_path, monkeypatch):
+    gather = SliceDataset.gather
+    answers = threading.Event()
+
+    def slow(dataset, *arguments, **options):
+        if not answers.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            answers.wait(timeout=3)
+        return gather(dataset, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(PreemptedError, match="step 0 of 6"):
+        patched.setattr(SliceDataset, "gather", slow)
+        pretrain(cache, tmp_path / "run", config=small())
+    answers.set()
+    pretrain(cache, tmp_path / "run", config=small())
+    assert_same_weights(tmp_path / "run", whole)
