@@ -25,7 +25,7 @@ setup: $(READY)  ## install everything into .venv (done by the other targets as 
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "SuperCL needs Python 3.11 or newer; name one with PYTHON=")'
-	@echo 'Installing into $(VENV): about 1 GB, once.'
+	@echo 'Installing into $(VENV): about 2.5 GB, once.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
