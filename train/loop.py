@@ -80,7 +80,7 @@ class LoopConfig:
     channels_last: bool = True
     """Whether images and features lie in memory with their channels last, which most devices compute faster."""
     compile: bool = False
-    """Whether the network is compiled (torch.compile): minutes at the start, faster steps."""
+    """Whether the network is compiled (torch.compile): minutes at the start, for faster steps on some devices."""
     log_every: int = 10
     """Steps from one line of metrics.jsonl to the next."""
     checkpoint_every: int = 500
