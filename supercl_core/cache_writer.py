@@ -178,7 +178,9 @@ def write_descriptors(path: Path, name: str, values: np.ndarray, attributes: dic
 def _write_group(path: Path, name: str, arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
     wip = wip_path(path) / name
     shutil.rmtree(wip, ignore_errors=True)
-    group = zarr.open_group(wip, mode="w", zarr_format=3)
+    # Zarr writes into memory: where the disk is full, its tasks would end in tracebacks beside our message.
+    content: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(content))
     for key, array in arrays.items():
         group.create_array(
             key,
@@ -188,6 +190,10 @@ def _write_group(path: Path, name: str, arrays: dict[str, np.ndarray], attribute
             fill_value=0,
             config={"write_empty_chunks": True},
         )
+    for key, value in content.items():
+        file = wip / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(value.as_numpy_array().data)
     if attributes:
         _write_node(path, wip, {**_EMPTY_GROUP, "attributes": {"supercl": attributes}})
     replace_folder(wip, path / name)
