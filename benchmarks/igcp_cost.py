@@ -11,8 +11,6 @@ that trains; for online IGCP all that makes the mask from features. `benchmarks.
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import as_text, machine
+from benchmarks.timing import device_name, median_ms
 from train.data import Batch
 from train.device import select_device
 from train.methods import PretrainConfig
@@ -47,7 +46,7 @@ def main(batch_size: int, side: int, filters: int, rounds: int, device: str) -> 
     conditions = machine("torch", "numpy")
     print(as_text(conditions))
     figures = cached_pairs_share(
-        batch_size=batch_size, side=side, filters=filters, num_rounds=rounds, device_name=device
+        batch_size=batch_size, side=side, filters=filters, num_rounds=rounds, device_wanted=device
     )
     print(json.dumps({**conditions, **figures}))
 
@@ -58,13 +57,13 @@ def cached_pairs_share(
     side: int = 96,
     filters: int = 32,
     num_rounds: int = 7,
-    device_name: str = "auto",
+    device_wanted: str = "auto",
 ) -> dict[str, Any]:
     """Times in ms of a step with each kind of IGCP, of the pairs alone, and these as shares of a step without IGCP.
 
     The keys that matter: `cached_pairs_share_of_step`, `online_pairs_share_of_step` and `step_ms` (by kind).
     """
-    device = select_device(device_name)
+    device = select_device(device_wanted)
     random = np.random.default_rng(0)
     labels = random.integers(0, NUM_COMPONENTS, NUM_SLICES).astype(np.int32)
     order = SliceOrder(slices=np.arange(NUM_SLICES), batch_size=batch_size, seed=0, labels=labels)
@@ -102,11 +101,11 @@ def cached_pairs_share(
         **{f"pairs {kind}": lambda kind=kind: pairs(kind) for kind in ("cached", "online")},
         "epoch": lambda: next(order.batches(0)),
     }
-    ms = _medians(turns, num_rounds, device)
+    ms = median_ms(turns, num_rounds=num_rounds, warm_up=1, device=device)
     pairs_ms = {kind: ms[f"pairs {kind}"] / PAIRS_A_ROUND for kind in ("cached", "online")}
     order_ms = ms["epoch"] / order.steps_per_epoch
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "batch_size": batch_size,
         "side": side,
         "filters": filters,
@@ -133,21 +132,6 @@ def _batch(
         positions_B=torch.from_numpy(random.uniform(0.01, 1, size).astype(np.float32)).to(device),
         slices_B=torch.from_numpy(slices).to(device),
     )
-
-
-def _medians(
-    turns: dict[str, Callable[[], object]], num_rounds: int, device: torch.device
-) -> dict[str, float]:
-    """Milliseconds that each of the calls takes, which take turns; a first round of all is left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(num_rounds + 1):
-        for name, call in turns.items():
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

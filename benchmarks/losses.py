@@ -14,10 +14,7 @@ one JSON object.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import as_text, machine
+from benchmarks.timing import device_name, median_ms
 from train.data import Batch
 from train.device import prepare, resolve_precision, select_device
 from train.losses.contrastive import supervised_contrastive
@@ -49,17 +47,17 @@ WARM_UP: Final = 2
 @click.option("--side", default=512, show_default=True, help="Rows and columns of a crop.")
 @click.option("--batch-size", type=int, help="Slices a step; by default 2, on a GPU 16.")
 @click.option("--rounds", default=7, show_default=True, help="Steps that are timed.")
-@click.option("--device", "device_name", default="auto", show_default=True)
+@click.option("--device", "device_wanted", default="auto", show_default=True)
 @click.option("--quick", is_flag=True, help="128 x 128, batches of 2, two rounds.")
-def main(side: int, batch_size: int | None, rounds: int, device_name: str, quick: bool) -> None:
+def main(side: int, batch_size: int | None, rounds: int, device_wanted: str, quick: bool) -> None:
     """Print tables for people, then the figures as JSON."""
-    device = select_device(device_name)
+    device = select_device(device_wanted)
     batch_size = batch_size or (16 if device.type == "cuda" else 2)
     if quick:
         side, batch_size, rounds = 128, 2, 2
     run_with = {
         **machine("torch", "numpy"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         **{"side": side, "filters": FILTERS, "batch_size": batch_size, "rounds": rounds},
         **{"precision": resolve_precision("auto", device), "quick": quick},
@@ -141,16 +139,8 @@ def ilcp_cost(*, side: int, batch_size: int, num_rounds: int, device: torch.devi
         pixels.grad = None
         losses.loss_intra(PretrainOutput(None, pixels, None), batch).backward()
 
-    calls: dict[str, Callable[[], None]] = {"step": step, "ilcp": ilcp}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(WARM_UP + num_rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
-    ms = {name: 1000 * statistics.median(values[WARM_UP:]) for name, values in seconds.items()}
+    turns = {"step": step, "ilcp": ilcp}
+    ms = median_ms(turns, num_rounds=num_rounds, warm_up=WARM_UP, device=device)
     return {
         "ilcp_pixels": cells * cells,
         "ilcp_ms": ms["ilcp"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ def conditions(data: Path, *packages: str, quick: bool) -> dict[str, Any]:
 def as_text(values: dict[str, Any]) -> str:
     """Such values as one line for people."""
     return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _processor() -> str:

@@ -44,8 +44,9 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.input import write_slices
-from benchmarks.machine import as_text, machine
+from benchmarks.machine import as_text, machine, peak_bytes
 from benchmarks.published import published_losses
+from benchmarks.timing import device_name
 from supercl_core.cache_reader import open_cache
 from supercl_core.memory import keep_freed_memory
 from train.augment import AugmentConfig, pretrain_views
@@ -126,7 +127,7 @@ class Stepper:
         """Of the steps so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _peak_rss_bytes() - self.memory_before
+        return peak_bytes() - self.memory_before
 
     def data_wait_share(self) -> float:
         """The share of time for which steps with batches from the loader wait for them, once they are under way."""
@@ -172,11 +173,6 @@ class Remote:
         return self._pipe.recv()
 
 
-def _peak_rss_bytes() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].split()[0])
-
-
 def _serve(pipe: Connection, arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
     stepper = Stepper(*arguments, **settings)
     with suppress(EOFError):  # the other process has ended
@@ -189,7 +185,7 @@ def _serve(pipe: Connection, arguments: tuple[Any, ...], settings: dict[str, Any
 @click.option("--filters", default=32, show_default=True, help="Width of the network (f0).")
 @click.option("--batch-size", type=int, help="Slices a step; by default 8, on a GPU 16.")
 @click.option("--rounds", default=9, show_default=True, help="Steps of each way that are timed.")
-@click.option("--device", "device_name", default="auto", show_default=True)
+@click.option("--device", "device_wanted", default="auto", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Compile our network.")
 @click.option("--quick", is_flag=True, help="64 x 64, 8 filters, batches of 4, two rounds.")
 def main(
@@ -197,12 +193,12 @@ def main(
     filters: int,
     batch_size: int | None,
     rounds: int,
-    device_name: str,
+    device_wanted: str,
     compiled: bool,
     quick: bool,
 ) -> None:
     """Print a table for people, then the figures as JSON."""
-    device = select_device(device_name)
+    device = select_device(device_wanted)
     side = side or (512 if device.type == "cuda" else 128)
     batch_size = batch_size or (16 if device.type == "cuda" else 8)
     if quick:
@@ -210,7 +206,7 @@ def main(
     precision = resolve_precision("auto", device)
     run_with = {
         **machine("torch", "numpy", "scipy"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         **{"side": side, "filters": filters, "batch_size": batch_size, "rounds": rounds},
         **{"precision": precision, "compile": compiled, "quick": quick},

@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -35,7 +34,7 @@ import numpy as np
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
 
-from benchmarks.machine import as_text, conditions
+from benchmarks.machine import as_text, conditions, peak_bytes
 from supercl_core.errors import SuperCLError
 
 NUM_ANATOMIES: Final = 8
@@ -92,14 +91,6 @@ def _bind(num_cores: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(num_cores)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:num_cores])
-
-
-def peak_bytes() -> int:
-    """The most memory that this process ever held."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    return peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 # ---------------------------------------------------------------- the offline stage

@@ -76,7 +76,7 @@ def prepare(network: nn.Module, *, config: LoopConfig, device: torch.device) -> 
     assert config.precision != "auto"
     network.to(device)
     if device.type == "cpu":
-        # 1.67 -> 1.17 s a step (128 x 128, 32 filters, two cores): activations are freed after every step.
+        # Activations are freed after every step; what that saves is in benchmarks/step.py.
         keep_freed_memory()
     if config.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
