@@ -1,8 +1,9 @@
 """Crops of slices, from the memory map to a batch on the device.
 
 `SliceDataset` copies stored values into a `StoredBatch`; `normalise` makes a `Batch` of it where it is, so that a GPU
-converts, clips and masks. Which slices a batch holds is decided in `train.sampling`, threads and devices are left to
-`train.loading`. Called by both training loops; `SliceDataset` also serves anybody's DataLoader.
+converts, clips and masks. `stack_adjacent` gives whole volumes the channels that crops with adjacent slices have.
+Which slices a batch holds is decided in `train.sampling`, threads and devices are left to `train.loading`. Called by
+both training loops and by `train.inference`; `SliceDataset` also serves anybody's DataLoader.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Batch:
     """B crops of slices, on one device, ready for augmentation."""
 
     image_BCYX: Tensor
-    """float32: zero mean and unit variance over the slice's case; 0 in padding."""
+    """float32: zero mean and unit variance over the slice's case; 0 in padding. With adjacent slices C is all channels
+    of the first of them, and so on to the last; the slice itself is in the middle."""
     superpixels_Bhw: Tensor
     """int16: superpixel ids at the centres of the cells of the dataset's `superpixel_stride`; -1 in padding."""
     ground_truth_BYX: Tensor | None
@@ -59,7 +61,8 @@ class StoredBatch:
     ground_truth_BYX: Tensor | None
     """uint8."""
     windows_BC4: Tensor
-    """float32: low, high, mean and standard deviation of each channel's case (`normalisation_windows`)."""
+    """float32: low, high, mean and standard deviation of each channel's case (`normalisation_windows`), repeated for
+    the adjacent slices."""
     filled_B4: Tensor
     """int64: the part of the patch that the slice fills, as first row, last row + 1, first column, last column + 1."""
     positions_B: Tensor
@@ -86,7 +89,9 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     what our own loops use. `case_ids`: None takes every case. `patch_size`: rows and columns, None takes
     `automatic_patch_size`. With `ground_truth`, cases must have one. `multiple_of`: what a network asks of rows and
     columns, the stride of its deepest features. `superpixel_stride`: a divisor of it; superpixels are read at the
-    centres of cells of so many pixels, (stride // 2 + k * stride).
+    centres of cells of so many pixels, (stride // 2 + k * stride). `adjacent_slices`: so many slices before and after
+    each one become channels of its image, as `stack_adjacent` puts them; superpixels and ground truth are those of the
+    slice itself. `foreground_share`: of the patches that `place` draws, which are to show a class.
 
     Raises CacheError for unknown cases or a missing ground truth, UsageError for no case or an impossible patch size.
 
@@ -104,8 +109,13 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         ground_truth: bool = False,
         multiple_of: int = 16,
         superpixel_stride: int = 16,
+        adjacent_slices: int = 0,
+        foreground_share: float = 0.0,
     ) -> None:
         assert multiple_of % superpixel_stride == 0, (multiple_of, superpixel_stride)
+        assert adjacent_slices >= 0, adjacent_slices
+        assert 0 <= foreground_share <= 1, foreground_share
+        assert ground_truth or not foreground_share, "patches are placed by their ground truth"
         self.cache = cache
         self.case_ids = [row.id for row in cache.done] if case_ids is None else list(case_ids)
         self.slices = cache.case_slices(self.case_ids)
@@ -120,7 +130,10 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             )
         self.patch_size = patch_size or automatic_patch_size(cache, multiple_of)
         self.superpixel_stride = superpixel_stride
-        self._ground_truth = ground_truth
+        self.adjacent_slices = adjacent_slices
+        self.num_channels = cache.num_channels * (2 * adjacent_slices + 1)
+        """Of an image with its adjacent slices."""
+        self._ground_truth, self._foreground_share = ground_truth, foreground_share
         rows = [cache.case(case_id).row for case_id in self.case_ids]
         unlabelled = [row.id for row in rows if ground_truth and not row.has_ground_truth]
         if unlabelled:
@@ -145,9 +158,13 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         )
         self._sizes = np.array([row.shape[2:] for row in cache.rows])
         """Rows and columns of the slices of every row of the cache."""
+        depths = np.array([row.shape[1] for row in cache.rows])
+        self._z_AN = adjacent_indices(cache.slice_z, depths[cache.slice_case], n=adjacent_slices)
+        """The slices of its case that are in the image of each slice of the cache (2n + 1, slices)."""
         used = np.unique(cache.slice_case[self.slices])
-        self._windows = np.zeros((len(cache.rows), cache.num_channels, 4), np.float32)
-        self._windows[used] = normalisation_windows([cache.rows[index] for index in used])
+        self._windows = np.zeros((len(cache.rows), self.num_channels, 4), np.float32)
+        windows = normalisation_windows([cache.rows[index] for index in used])
+        self._windows[used] = np.tile(windows, (1, 2 * adjacent_slices + 1, 1))
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -167,12 +184,35 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def place(self, slices: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
         """Where patches begin in the given slices: int64 (B, 2), row and column, negative where a slice is smaller.
 
-        Drawn uniformly from all places within the slice, or of the slice within the patch; None centres them.
+        Drawn uniformly from all places within the slice, or of the slice within the patch; None centres them. With
+        the chance `foreground_share` only from those that hold a random pixel of a random class of those that the slice
+        shows, if any (our choice, after nnU-Net, which centres patches on such a pixel). Raises StorageError where the
+        ground truth cannot be read any more.
         """
         slack = self._sizes[self.cache.slice_case[slices]] - self.patch_size
         if generator is None:
             return slack // 2
-        return generator.integers(np.minimum(slack, 0), np.maximum(slack, 0), endpoint=True)
+        first, last = np.minimum(slack, 0), np.maximum(slack, 0)
+        if self._foreground_share:
+            for item in np.flatnonzero(generator.random(len(slices)) < self._foreground_share):
+                pixel = self._foreground_pixel(slices[item], generator)
+                if pixel is not None:
+                    first[item] = np.maximum(first[item], pixel - self.patch_size + 1)
+                    last[item] = np.minimum(last[item], pixel)
+        return generator.integers(first, last, endpoint=True)
+
+    def class_slices(self) -> tuple[np.ndarray, ...]:
+        """For each class but the background, int64 (n,): indices in the cache of the slices that show it.
+
+        Reads the ground truth of all slices once, one slice at a time. Raises StorageError where that fails.
+        """
+        found: list[list[int]] = [[] for _ in self.cache.class_names[1:]]
+        for index in self.slices:
+            truth = self._truth(index).tobytes()
+            for value, indices in enumerate(found, 1):
+                if value in truth:  # a search that ends where it finds one, many times faster than to count
+                    indices.append(index)
+        return tuple(np.array(indices, np.int64) for indices in found)
 
     def buffer(self, size: int, *, pinned: bool = False) -> StoredBatch:
         """Memory for a batch of `size`, of undefined content; pinned, a GPU copies from it in the background."""
@@ -180,12 +220,12 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         def empty(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(size, *shape, dtype=dtype, pin_memory=pinned)
 
-        channels, (height, width), stride = self.cache.num_channels, self.patch_size, self.superpixel_stride
+        (height, width), stride = self.patch_size, self.superpixel_stride
         return StoredBatch(
-            image_BCYX=empty(channels, height, width, dtype=self._image_dtype),
+            image_BCYX=empty(self.num_channels, height, width, dtype=self._image_dtype),
             superpixels_Bhw=empty(height // stride, width // stride, dtype=self._superpixels_dtype),
             ground_truth_BYX=empty(height, width, dtype=torch.uint8) if self._ground_truth else None,
-            windows_BC4=empty(channels, 4, dtype=torch.float32),
+            windows_BC4=empty(self.num_channels, 4, dtype=torch.float32),
             filled_B4=empty(4, dtype=torch.int64),
             positions_B=empty(dtype=torch.float32),
             slices_B=empty(dtype=torch.int64),
@@ -210,21 +250,26 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         cells = tuple(-((stride // 2 - edge) // stride) for edge in filled)
         centres = first + cells[0] * stride + stride // 2
         out.windows_BC4.numpy()[:] = self._windows[cases]
-        out.filled_B4.numpy()[:] = np.stack(filled, axis=2).reshape(-1, 4)
+        edges_B4 = out.filled_B4.numpy()
+        edges_B4[:, ::2], edges_B4[:, 1::2] = filled
         out.positions_B.numpy()[:] = self.cache.slice_position[slices]
         out.slices_B.numpy()[:] = slices
         rows = [self.cache.rows[case] for case in cases.tolist()]
-        slices_z = self.cache.slice_z[slices].tolist()
+        z_AB = self._z_AN[:, slices].tolist()
+        own_z_B = z_AB[self.adjacent_slices]  # the middle one
+        images_ABCYX = out.image_BCYX.unflatten(1, (-1, self.cache.num_channels)).unbind(1)
+        pixels = list(_parts(*shown)), list(_parts(*filled))
+        centres_and_cells = _parts(centres, shown[1], stride), _parts(*cells)
         of_arrays: list[Iterator[tuple[MappedShard, int, _Part, np.ndarray]]] = []
-        for name, buffer, sources, places in (
-            ("image", out.image_BCYX, _parts(*shown), _parts(*filled)),
-            ("superpixels", out.superpixels_Bhw, _parts(centres, shown[1], stride), _parts(*cells)),
-            ("ground_truth", out.ground_truth_BYX, _parts(*shown), _parts(*filled)),
+        for name, buffer, z_B, (sources, places) in (
+            *(("image", images, z_B, pixels) for images, z_B in zip(images_ABCYX, z_AB, strict=True)),
+            ("superpixels", out.superpixels_Bhw, own_z_B, centres_and_cells),
+            ("ground_truth", out.ground_truth_BYX, own_z_B, pixels),
         ):
             if buffer is not None:
                 shards = [self.cache.shard(row, name) for row in rows]
                 targets = map(operator.getitem, buffer.numpy(), places)
-                of_arrays.append(zip(shards, slices_z, sources, targets, strict=True))
+                of_arrays.append(zip(shards, z_B, sources, targets, strict=True))
         # Slice by slice, each right after it was asked for: other orders take a quarter longer.
         not_there = []
         for copy in itertools.chain.from_iterable(zip(*of_arrays, strict=True)):
@@ -238,6 +283,44 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             target[...] = shard.array[z][source]
         is_padded = bool(filled[0].any() or (filled[1] < self.patch_size).any())
         return replace(out, is_padded=is_padded)
+
+    def _foreground_pixel(self, index: int, generator: np.random.Generator) -> np.ndarray | None:
+        """Row and column of a random pixel of a random class of those that a slice shows; None where it shows none."""
+        truth_YX = self._truth(index)
+        shown = np.flatnonzero(truth_YX != 0)
+        if not len(shown):
+            return None
+        classes = truth_YX.ravel()[shown]
+        of_class = shown[classes == generator.choice(np.unique(classes))]
+        return np.array(np.unravel_index(generator.choice(of_class), truth_YX.shape))
+
+    def _truth(self, index: int) -> np.ndarray:
+        """The ground truth of a slice of the cache, uint8 (y, x): a view of the map, which is in memory."""
+        row, z = self.cache.rows[self.cache.slice_case[index]], int(self.cache.slice_z[index])
+        shard, all_rows = self.cache.shard(row, "ground_truth"), slice(0, row.shape[2])
+        if not shard.prefetch(z, all_rows):
+            shard.load(z, all_rows)
+        return shard.array[z]
+
+
+def stack_adjacent(image_ZCYX: Tensor, n: int) -> Tensor:
+    """Every slice of a volume with the n before and the n after it as channels: (z, c * (2n + 1), y, x).
+
+    All channels of slice z - n come first, then those of the next one, and so on to z + n; beyond the ends of the
+    volume the end slice repeats. The result has the dtype and the device of `image_ZCYX` and memory of its own.
+    """
+    num_slices = len(image_ZCYX)
+    indices_AZ = adjacent_indices(np.arange(num_slices), np.full(num_slices, num_slices), n=n)
+    return image_ZCYX[torch.from_numpy(indices_AZ.T)].flatten(1, 2)
+
+
+def adjacent_indices(z: np.ndarray, depths: np.ndarray, *, n: int) -> np.ndarray:
+    """The slices from n before to n after each of some slices, in order: integers (2n + 1, m).
+
+    `z`: integers (m,), each within a volume of so many slices as `depths` (m,) says, and so is what is returned:
+    beyond the ends of a volume the end slice repeats.
+    """
+    return np.minimum(np.maximum(z + np.arange(-n, n + 1)[:, None], 0), depths - 1)
 
 
 def normalise(stored: StoredBatch) -> Batch:

@@ -10,6 +10,7 @@ encoder's last stride; G row or column of the grid on which a slice is read, the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
 from supercl_core.schema import ASP_GRID
 from supercl_core.weak_labels import INTENSITY, LINKED, grid_positions
-from train.data import normalisation_window, normalise_images
+from train.data import adjacent_indices, normalisation_window, normalise_images
 from train.models.backbones import UNET, build_encoder
 from train.models.unet import Backbone
 from train.models.weights import (
@@ -82,13 +83,20 @@ def store_descriptors(
             found=name,
             next_step="Give one with --name, such as --name pretrained.",
         )
-    encoder = read_encoder(source, num_channels=cache.num_channels)
+    encoder, adjacent_slices = read_encoder(source, num_channels=cache.num_channels)
     weights_path = source / WEIGHTS_NAME if source.is_dir() else source
     with weights_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     with hold(cache.path) as token:
         cache = open_cache(cache.path)
-        values = describe(encoder.to(device), cache, device=device, batch_size=batch_size, shown=True)
+        values = describe(
+            encoder.to(device),
+            cache,
+            adjacent_slices=adjacent_slices,
+            device=device,
+            batch_size=batch_size,
+            shown=True,
+        )
         check_lock(cache.path, token)
         write_descriptors(
             cache.path,
@@ -109,16 +117,24 @@ def store_descriptors(
     return name
 
 
-def read_encoder(source: Path, *, num_channels: int) -> Backbone:
+def read_encoder(source: Path, *, num_channels: int) -> tuple[Backbone, int]:
     """The encoder of a run or of a file of weights, on the CPU, for images of `num_channels`.
 
     Its backbone is the one that the weights name, or the published one; its sizes are read from the shapes of its
     tensors. An encoder of one channel is adapted to images of several, as `load_encoder` does; any other keeps its
-    number of channels.
+    number of channels. Returned with it is how many slices before and after each one it takes as channels: what the
+    weights say, or 0.
 
     Raises SuperCLError where there are no weights, or none of a whole encoder, and what `build_encoder` raises.
     """
     metadata = read_metadata(source)
+    adjacent_slices = metadata.get("adjacent_slices", "0")
+    if re.fullmatch("[0-9]{1,4}", adjacent_slices) is None:
+        raise _no_encoder(
+            source,
+            expected="adjacent_slices in the metadata: a number of slices",
+            found=f"{adjacent_slices!r:.80}",
+        )
     shapes = {
         name: tensor.shape for name, tensor in read_weights(source).items() if name.startswith(ENCODER_PREFIX)
     }
@@ -135,7 +151,7 @@ def read_encoder(source: Path, *, num_channels: int) -> Backbone:
     wanted = num_channels if in_channels == 1 else in_channels
     encoder = build_encoder(backbone, in_channels=wanted, filters=filters)
     load_encoder(nn.ModuleDict({"encoder": encoder}), source)
-    return encoder
+    return encoder, int(adjacent_slices)
 
 
 @torch.no_grad()
@@ -144,6 +160,7 @@ def describe(
     cache: Cache,
     case_ids: list[str] | None = None,
     *,
+    adjacent_slices: int = 0,
     device: torch.device,
     batch_size: int = BATCH_SIZE,
     shown: bool = False,
@@ -152,23 +169,26 @@ def describe(
 
     The channel mean of the encoder's last feature map is brought to the pixels of the slice (bilinear), averaged over
     the slice's superpixels, and read where the cache's own ASP maps are read. Slices of any size go in whole, with
-    channels repeated where the cache has one and the encoder several.
+    `adjacent_slices` before and after each one as channels (`train.data.stack_adjacent`). Images of one channel are
+    repeated for an encoder of several.
 
     `encoder`: on the device; of its feature maps the last is used. It runs in evaluation mode and has its former mode
-    afterwards. `case_ids`: None takes every case. `batch_size` changes nothing but the
-    rounding of the encoder itself. `shown`: with a progress bar.
+    afterwards. `case_ids`: None takes every case. `batch_size` changes nothing but the rounding of the encoder itself.
+    `shown`: with a progress bar.
 
-    Raises UsageError for an encoder of another number of channels than the cache, and SuperCLError for features that
-    are not finite.
+    Raises UsageError for an encoder of another number of channels than the images have, and SuperCLError for features
+    that are not finite.
 
     Source: SuperCL (IEEE TIP 2026), IGCP; reading on a grid is our choice.
     """
     in_channels, stride = encoder.in_channels, encoder.strides[-1]
-    if cache.num_channels not in (1, in_channels):
+    num_channels, num_together = cache.num_channels, 2 * adjacent_slices + 1
+    if num_channels * num_together not in (1, in_channels):
+        or_else = f" ({num_channels} in each of {num_together} slices)" if adjacent_slices else ", or of one"
         raise UsageError(
-            "The encoder takes another number of channels than the cache has.",
+            "The encoder takes another number of channels than the images have.",
             where=cache.path,
-            expected=f"an encoder of {cache.num_channels} channels, or of one",
+            expected=f"an encoder of {num_channels * num_together} channels{or_else}",
             found=f"one of {in_channels}",
             next_step="Choose an encoder that was trained on such images.",
         )
@@ -179,7 +199,9 @@ def describe(
     try:
         with progress("describe", total=len(slices), unit="slices", shown=shown) as advance:
             for places in _batches(cache, slices, batch_size, stride):
-                images_BCYX, superpixels_BYX, grid_BGG = _read(cache, slices[places], stride, device)
+                images_BCYX, superpixels_BYX, grid_BGG = _read(
+                    cache, slices[places], adjacent_slices=adjacent_slices, stride=stride, device=device
+                )
                 features = encoder(images_BCYX.expand(-1, in_channels, -1, -1))[-1]
                 maps_BYX = _averaged(features, superpixels_BYX)
                 descriptors[places] = maps_BYX.flatten(1).gather(1, grid_BGG.flatten(1))
@@ -239,20 +261,28 @@ def _padded_size(shape_CZYX: tuple[int, ...], stride: int) -> tuple[int, ...]:
 
 
 def _read(
-    cache: Cache, slices: np.ndarray, stride: int, device: torch.device
+    cache: Cache, slices: np.ndarray, *, adjacent_slices: int, stride: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised images, superpixels and, as flat positions int64 (B, g, g), where to read: of slices of one size."""
+    """Normalised images with adjacent slices, superpixels and, as flat positions int64 (B, g, g), where to read.
+
+    All of `slices` are of one padded size.
+    """
     cases = [cache.case(cache.rows[index].id) for index in cache.slice_case[slices]]
     size_YX = _padded_size(cases[0].row.shape, stride)
-    images = np.zeros((len(slices), cache.num_channels, *size_YX), np.float32)
+    num_together = 2 * adjacent_slices + 1
+    images = np.zeros((len(slices), num_together * cache.num_channels, *size_YX), np.float32)
     superpixels = np.full((len(slices), *size_YX), -1, np.int32)
     grid = np.empty((len(slices), ASP_GRID, ASP_GRID), np.int64)
-    for item, (case, z) in enumerate(zip(cases, cache.slice_z[slices], strict=True)):
+    depths = np.array([case.row.shape[1] for case in cases])
+    z_AB = adjacent_indices(cache.slice_z[slices], depths, n=adjacent_slices)
+    for item, (case, z_A) in enumerate(zip(cases, z_AB.T, strict=True)):
         height, width = case.row.shape[2:]
-        images[item, :, :height, :width] = case.read("image", slice(z, z + 1))[0]
-        superpixels[item, :height, :width] = case.read("superpixels", slice(z, z + 1))[0]
+        together = [case.read("image", slice(z, z + 1))[0] for z in z_A]
+        images[item, :, :height, :width] = np.concatenate(together)
+        own_z = z_A[adjacent_slices]
+        superpixels[item, :height, :width] = case.read("superpixels", slice(own_z, own_z + 1))[0]
         grid[item] = grid_positions(height)[:, None] * size_YX[1] + grid_positions(width)
-    windows = np.stack([normalisation_window(case) for case in cases])
+    windows = np.stack([np.tile(normalisation_window(case), (num_together, 1)) for case in cases])
     on_device = [torch.from_numpy(array).to(device) for array in (images, windows, superpixels, grid)]
     images_BCYX, windows_BC4, superpixels_BYX, grid_BGG = on_device
     images_BCYX = normalise_images(images_BCYX, windows_BC4)

@@ -1,8 +1,8 @@
 """The stream of training batches of one process: threads gather ahead, a GPU copies in the background.
 
 No worker processes: copying from a map releases the GIL, and threads on a map were 6-10 times faster than a
-DataLoader with two processes. Memory for batches is allocated once. Where slices are cropped is a function of
-(seed, step) alone and drawn for the batch of all processes, so a resumed run goes on in the middle of an epoch, and
+DataLoader with two processes. Memory for batches is allocated once. Where slices are cropped is a function of seed,
+step and data alone, and drawn for the batch of all processes, so a resumed run goes on in the middle of an epoch, and
 batches do not depend on how many processes share them. Called by `train.loop`.
 """
 

@@ -73,7 +73,13 @@ class Refresh:
 
     def _compute(self) -> tuple[Tensor, int]:
         cache, slices = self.dataset.cache, self.dataset.slices
-        descriptors = describe(self.encoder, cache, self.dataset.case_ids, device=self.ccl.device)
+        descriptors = describe(
+            self.encoder,
+            cache,
+            self.dataset.case_ids,
+            adjacent_slices=self.dataset.adjacent_slices,
+            device=self.ccl.device,
+        )
         groups = None
         if self.neighbours == "other-cases":
             groups = torch.from_numpy(cache.slice_patient[slices]).to(self.ccl.device)

@@ -1,7 +1,12 @@
-"""Crops against a plain construction from the Zarr arrays; normalisation and padding; what is refused."""
+"""Crops against a plain construction from the Zarr arrays; adjacent slices, foreground, padding; what is refused."""
 
 import itertools
+import os
+import subprocess
+import sys
 import time
+import tracemalloc
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +24,8 @@ from train.data import (
     normalisation_window,
     normalisation_windows,
     normalise,
+    normalise_images,
+    stack_adjacent,
 )
 
 STORAGE = {  # (rows, columns), dtype, scale, offset
@@ -277,6 +284,276 @@ def test_torch_dataloader_batches_the_dataset(odd):
     assert batches[0]["image"].shape == (4, 2, *PATCH)
     assert torch.cat([batch["slice"] for batch in batches]).tolist() == odd.slices.tolist()
     assert all(torch.isfinite(batch["image"]).all() for batch in batches)
+
+
+# ---------------------------------------------------------------- adjacent slices
+
+
+def plain_stack(slices_ZCYX, z, n):
+    """All channels of slice z - n, then those of the next one, and so on, by a loop."""
+    channels = []
+    for other in range(z - n, z + n + 1):
+        channels.extend(slices_ZCYX[min(max(other, 0), len(slices_ZCYX) - 1)])
+    return np.stack(channels)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+@pytest.mark.parametrize(("num_slices", "num_channels"), [(1, 1), (1, 3), (2, 2), (5, 1), (5, 4)])
+def test_stacks_of_a_volume_equal_the_plain_ones(num_slices, num_channels, n):
+    volume = np.random.default_rng(0).integers(-9, 9, (num_slices, num_channels, 3, 5)).astype(np.int16)
+    tensor = torch.from_numpy(volume)
+    stacked = stack_adjacent(tensor, n)
+    assert stacked.dtype == torch.int16
+    np.testing.assert_array_equal(stacked, np.stack([plain_stack(volume, z, n) for z in range(num_slices)]))
+    tensor.zero_()
+    assert stacked.any()
+
+
+@pytest.fixture(scope="module")
+def thin_path(tmp_path_factory):
+    """Volumes of 1, 2 and 6 slices of two channels, larger and smaller than a patch of 32 x 16; two dtypes."""
+    cases = {}
+    for depth, size, dtype in [(1, (40, 21), np.int16), (2, (19, 35), np.uint16), (6, (50, 11), np.uint16)]:
+        random = np.random.default_rng(depth)
+        image = random.integers(0, 30_000, (2, depth, *size)).astype(dtype)
+        image[1] //= 100
+        cases[f"depth_{depth}"] = {
+            "image": image,
+            "superpixels": random.integers(0, 300, (depth, *size)).astype(np.uint16),
+            "ground_truth": random.integers(0, 2, (depth, *size)).astype(np.uint8),
+        }
+    return write_cache(
+        tmp_path_factory.mktemp("thin") / "thin.zarr",
+        cases,
+        name="thin",
+        channel_names=("T1", "T2"),
+        class_names=("background", "one"),
+        scales={"depth_2": (0.5, -100.0)},
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+@pytest.mark.parametrize("case_ids", [None, ["depth_6", "depth_2"]])
+def test_crops_with_adjacent_slices_equal_the_plain_ones(thin_path, case_ids, n):
+    dataset = SliceDataset(
+        open_cache(thin_path), case_ids, patch_size=(32, 16), ground_truth=True, adjacent_slices=n
+    )
+    assert (dataset.num_channels, dataset.adjacent_slices) == (2 * (2 * n + 1), n)
+    cache, slices = dataset.cache, np.random.default_rng(0).permutation(dataset.slices)
+    places = dataset.place(slices, np.random.default_rng(n))
+    batch = normalise(dataset.gather(slices, places))
+    assert batch.image_BCYX.shape == (len(slices), dataset.num_channels, 32, 16)
+    for item, (index, place) in enumerate(zip(slices, places, strict=True)):
+        case_id, z = cache.rows[cache.slice_case[index]].id, cache.slice_z[index]
+        depth = int(case_id.removeprefix("depth_"))
+        images = [plain_slice(thin_path, case_id, z)[0] for z in range(depth)]
+        expected = plain_crop(plain_stack(images, z, n), *place, 0.0, patch=(32, 16))
+        np.testing.assert_allclose(batch.image_BCYX[item], expected, rtol=0, atol=1e-5)
+        _, superpixels, truth = plain_slice(thin_path, case_id, z)
+        np.testing.assert_array_equal(
+            batch.superpixels_Bhw[item],
+            plain_crop(superpixels, *place, -1, patch=(32, 16))[8::16, 8::16],
+        )
+        np.testing.assert_array_equal(
+            batch.ground_truth_BYX[item], plain_crop(truth, *place, 0, patch=(32, 16))
+        )
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+def test_training_sees_the_channels_that_whole_volumes_get(odd_path, n):
+    cache = open_cache(odd_path)
+    case = cache.case("case_large")
+    window = torch.from_numpy(normalisation_window(case))[None]
+    volume = normalise_images(torch.from_numpy(case.image_ZCYX.copy()), window)
+    dataset = SliceDataset(cache, ["case_large"], patch_size=PATCH, adjacent_slices=n)
+    crops = torch.stack([item["image"] for item in dataset])
+    assert torch.equal(crops, stack_adjacent(volume, n)[:, :, 11:59, 11:43])
+
+
+# ---------------------------------------------------------------- foreground
+
+
+def spots_cache(path, truths_ZYX):
+    """Cases of one channel with these ground truths, of classes 1 to 3."""
+    cases = {
+        f"case_{index}": {
+            "image": np.random.default_rng(index).integers(0, 99, (1, *truth.shape)).astype(np.int16),
+            "superpixels": np.zeros(truth.shape, np.uint8),
+            "ground_truth": truth,
+        }
+        for index, truth in enumerate(truths_ZYX)
+    }
+    names = ("background", "one", "two", "three")
+    return write_cache(path, cases, name="spots", channel_names=("MRI",), class_names=names)
+
+
+def spots(shape, *pixels):
+    """Ground truth (1, y, x) of background but for pixels (row, column, class)."""
+    truth = np.zeros((1, *shape), np.uint8)
+    for row, column, value in pixels:
+        truth[0, row, column] = value
+    return truth
+
+
+def places_of(tmp_path, truth, *, num, share=1.0, patch=(32, 16)):
+    cache = open_cache(spots_cache(tmp_path / "spots.zarr", [truth]))
+    dataset = SliceDataset(cache, patch_size=patch, ground_truth=True, foreground_share=share)
+    return dataset.place(np.zeros(num, np.int64), np.random.default_rng(3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pixel", "rows", "columns"),
+    [
+        ((70, 40), (35, 20), range(4, 36), range(5, 21)),  # in the middle
+        ((70, 40), (0, 39), range(1), range(24, 25)),  # in a corner
+        ((70, 40), (40, 3), range(9, 39), range(4)),  # near margins
+        ((20, 40), (19, 20), range(-12, 1), range(5, 21)),  # the slice is smaller along y
+        ((20, 9), (0, 8), range(-12, 1), range(-7, 1)),  # along both
+        ((32, 16), (31, 0), range(1), range(1)),  # as large as the patch
+    ],
+)
+def test_a_patch_is_placed_anywhere_where_it_holds_the_pixel(tmp_path, shape, pixel, rows, columns):
+    places = places_of(tmp_path, spots(shape, (*pixel, 2)), num=3000)
+    assert {*places[:, 0]} == {*rows}
+    assert {*places[:, 1]} == {*columns}
+    for axis, allowed in enumerate((rows, columns)):
+        counts = Counter(places[:, axis].tolist())
+        assert min(counts.values()) > 0.5 * 3000 / len(allowed)
+
+
+def test_classes_of_a_slice_are_held_equally_often_and_pixels_of_a_class_too(tmp_path):
+    truth = spots((96, 96), (0, 0, 3), (0, 95, 3))
+    truth[0, 80:, 40:56] = 1  # 256 pixels
+    places = places_of(tmp_path, truth, num=4000, patch=(16, 16))
+    held = Counter(
+        (bool((left <= 0) & (top <= 0)), bool((left >= 80) & (top <= 0)), bool(top >= 65))
+        for top, left in places
+    )
+    assert held.total() == sum(held.values()) == 4000
+    assert abs(held[False, False, True] / 4000 - 1 / 2) < 0.03
+    assert abs(held[True, False, False] / 4000 - 1 / 4) < 0.03
+    assert abs(held[False, True, False] / 4000 - 1 / 4) < 0.03
+
+
+def test_the_share_of_patches_placed_by_foreground_is_the_one_asked_for(tmp_path):
+    places = places_of(tmp_path, spots((90, 90), (0, 0, 1)), num=5000, share=0.25, patch=(16, 16))
+    held = (places == 0).all(axis=1).mean()  # by chance alone in 1 of 75 x 75
+    assert abs(held - 0.25) < 0.03
+    others = places[(places != 0).any(axis=1)]
+    assert {*others[:, 0]} == {*others[:, 1]} == set(range(75))
+
+
+def test_slices_without_foreground_are_cropped_anywhere(tmp_path):
+    places = places_of(tmp_path, spots((40, 10)), num=500)
+    assert {*places[:, 0]} == set(range(9))
+    assert {*places[:, 1]} == set(range(-6, 1))
+
+
+def test_without_a_share_places_are_the_one_draw_that_they_were(odd):
+    slices = np.repeat(odd.slices, 5)
+    sizes = np.array([STORAGE[odd.cache.rows[case].id][0] for case in odd.cache.slice_case[slices]])
+    slack = sizes - PATCH
+    expected = np.random.default_rng(8).integers(np.minimum(slack, 0), np.maximum(slack, 0), endpoint=True)
+    np.testing.assert_array_equal(odd.place(slices, np.random.default_rng(8)), expected)
+
+
+def test_places_by_foreground_are_a_function_of_the_generator(odd_path):
+    dataset = SliceDataset(open_cache(odd_path), patch_size=PATCH, ground_truth=True, foreground_share=0.5)
+    one, same, other = (dataset.place(dataset.slices, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    centred = SliceDataset(dataset.cache, patch_size=PATCH).place(dataset.slices, None)
+    np.testing.assert_array_equal(dataset.place(dataset.slices, None), centred)
+
+
+def test_the_slices_of_every_class_are_those_that_show_it_and_may_be_none(tmp_path):
+    random = np.random.default_rng(0)
+    truths = [
+        random.choice(np.array([0, 1, 3], np.uint8), (9, 12, 13), p=(0.985, 0.01, 0.005)) for _ in range(4)
+    ]
+    truths[1][:] = 0
+    cache = open_cache(spots_cache(tmp_path / "c.zarr", truths))
+    found = SliceDataset(cache, ["case_3", "case_0", "case_1"], ground_truth=True).class_slices()
+    assert [slices.dtype for slices in found] == [np.int64] * 3
+    expected = [
+        [9 * case + z for case in (0, 1, 3) for z in range(9) if value in np.unique(truths[case][z])]
+        for value in (1, 2, 3)
+    ]
+    assert [slices.tolist() for slices in found] == expected
+    assert 0 < len(found[2]) < len(found[0]) < 18
+
+
+def test_classes_are_found_in_the_memory_of_a_few_slices(tmp_path):
+    truths = [np.full((40, 96, 96), index, np.uint8) for index in (1, 2)]
+    dataset = SliceDataset(open_cache(spots_cache(tmp_path / "c.zarr", truths)), ground_truth=True)
+    tracemalloc.start()
+    try:
+        found = dataset.class_slices()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [len(slices) for slices in found] == [40, 40, 0]
+    assert peak < 8 * 96 * 96
+
+
+# ---------------------------------------------------------------- files that are cut short
+
+PROGRAM = """
+import os, sys
+import numpy as np
+from supercl_core.cache_reader import open_cache
+from supercl_core.errors import StorageError
+from train.data import SliceDataset
+
+def dataset(**settings):
+    return SliceDataset(open_cache(sys.argv[1]), patch_size=(128, 128), ground_truth=True, **settings)
+
+alone, together, foreground = dataset(), dataset(adjacent_slices=1), dataset(foreground_share=1.0)
+first, second = np.array([0]), np.array([1])
+random = np.random.default_rng(0)
+
+def attempt(function, *arguments):
+    try:
+        function(*arguments)
+        print("read")
+    except StorageError as error:
+        print(error.where)
+
+for data in (alone, together):
+    attempt(data.gather, first)
+attempt(foreground.place, second, random)
+attempt(foreground.class_slices)
+# Slices are whole pages: what is left is the first one.
+os.truncate(sys.argv[2], 128 * 128 * 2)
+os.truncate(sys.argv[3], 128 * 128)
+for data in (alone, together):
+    attempt(data.gather, first)
+attempt(foreground.place, first, random)
+attempt(foreground.place, second, random)
+attempt(foreground.class_slices)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the process dies")
+def test_adjacent_slices_and_ground_truth_that_cannot_be_read_are_errors_and_not_death(tmp_path):
+    path = spots_cache(
+        tmp_path / "c.zarr", [np.random.default_rng(0).integers(0, 4, (3, 128, 128)).astype(np.uint8)]
+    )
+    files = [
+        next(file for file in (path / "cases" / "case_0" / array / "c").rglob("*") if file.is_file())
+        for array in ("image", "labels/ground_truth/0")
+    ]
+    finished = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path), *map(str, files)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished
+    image, truth = (f"{file}, slice 1" for file in files)
+    assert finished.stdout.splitlines() == ["read"] * 4 + ["read", image, "read", truth, truth]
 
 
 # ---------------------------------------------------------------- normalisation

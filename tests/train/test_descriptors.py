@@ -51,8 +51,8 @@ def run(tmp_path):
     return tmp_path / "my run"
 
 
-def twin(encoder, cache):
-    """The descriptors of all slices, one by one, in float64 but for the encoder."""
+def twin(encoder, cache, n=0):
+    """The descriptors of all slices, one by one, in float64 but for the encoder; with n slices on each side."""
     rows = []
     in_channels, stride = encoder.in_channels, encoder.strides[-1]
     encoder.eval()
@@ -62,9 +62,13 @@ def twin(encoder, cache):
             row.statistic(name)[:, None, None]
             for name in ("percentile_00_5", "percentile_99_5", "mean", "std")
         )
-        for stored, superpixels in zip(case.image_ZCYX, case.superpixels_ZYX, strict=True):
-            values = np.clip(stored * row.image_scale + row.image_offset, low, high)
-            image = (values - mean) / np.where(std > 0, std, 1)
+        for z, superpixels in enumerate(case.superpixels_ZYX):
+            images = []
+            for other in range(z - n, z + n + 1):
+                stored = case.image_ZCYX[min(max(other, 0), row.shape[1] - 1)]
+                values = np.clip(stored * row.image_scale + row.image_offset, low, high)
+                images.append((values - mean) / np.where(std > 0, std, 1))
+            image = np.concatenate(images)
             height, width = image.shape[1:]
             image = np.pad(image, ((0, 0), (0, -height % stride), (0, -width % stride))).astype(np.float32)
             image = np.repeat(image, in_channels // len(image), axis=0)
@@ -112,6 +116,15 @@ def test_slices_of_many_sizes_and_channels_equal_the_plain_twin(tmp_path, num_ch
     encoder = make_encoder(num_channels)
     expected = twin(encoder, cache)
     np.testing.assert_allclose(describe(encoder, cache, device=CPU), expected, atol=2e-6 * expected.max())
+
+
+@pytest.mark.parametrize(("num_channels", "n"), [(1, 1), (1, 4), (2, 1), (2, 2)])
+def test_adjacent_slices_are_channels_as_in_the_plain_twin(tmp_path, num_channels, n):
+    cache = open_cache(made_cache(tmp_path / "made.zarr", num_channels))
+    encoder = make_encoder(num_channels * (2 * n + 1))
+    expected = twin(encoder, cache, n)
+    found = describe(encoder, cache, adjacent_slices=n, device=CPU, batch_size=3)
+    np.testing.assert_allclose(found, expected, atol=2e-6 * expected.max())
 
 
 def test_rows_are_in_the_order_of_the_cache_whatever_the_order_of_cases(cache):
@@ -186,6 +199,11 @@ def test_an_encoder_of_another_number_of_channels_is_refused(tmp_path):
     for in_channels in (1, 3):
         with pytest.raises(UsageError, match=rf"(?s)of 2 channels, or of one.*one of {in_channels}"):
             describe(make_encoder(in_channels), cache, device=CPU)
+    for in_channels in (1, 2, 3):
+        with pytest.raises(
+            UsageError, match=rf"(?s)6 channels \(2 in each of 3 slices\).*one of {in_channels}"
+        ):
+            describe(make_encoder(in_channels), cache, adjacent_slices=1, device=CPU)
 
 
 # ---------------------------------------------------------------- reading encoders
@@ -200,7 +218,9 @@ def test_the_encoder_of_every_kind_of_weights_is_read(tmp_path):
     expected = network.encoder.state_dict()
     for source in (tmp_path / "run", tmp_path / "run" / "weights.safetensors", tmp_path / "published.pth"):
         for num_channels in (1, 4):
-            found = read_encoder(source, num_channels=num_channels).state_dict()
+            encoder, adjacent_slices = read_encoder(source, num_channels=num_channels)
+            assert adjacent_slices == 0
+            found = encoder.state_dict()
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -208,7 +228,7 @@ def test_the_encoder_of_every_kind_of_weights_is_read(tmp_path):
 def test_an_encoder_of_one_channel_is_adapted_to_images_of_several(run):
     torch.manual_seed(1)
     image = torch.randn(1, 1, 32, 32)
-    one, three = (read_encoder(run, num_channels=channels).eval() for channels in (1, 3))
+    one, three = (read_encoder(run, num_channels=channels)[0].eval() for channels in (1, 3))
     with torch.no_grad():
         torch.testing.assert_close(three(image.expand(-1, 3, -1, -1))[-1], one(image)[-1])
 
@@ -250,7 +270,7 @@ def test_the_encoder_of_another_backbone_is_read_and_adapted(resnet_run):
     run, expected = resnet_run
     image = torch.randn(1, 1, 64, 64)
     for num_channels in (1, 2):
-        encoder = read_encoder(run, num_channels=num_channels).eval()
+        encoder = read_encoder(run, num_channels=num_channels)[0].eval()
         assert encoder.in_channels == num_channels
         with torch.no_grad():
             found = encoder(image.expand(-1, num_channels, -1, -1))[-1]
@@ -296,7 +316,7 @@ def store(path, source, **settings):
 def test_stored_descriptors_are_those_of_the_encoder(cache_copy, run):
     assert store(cache_copy, run) == "my run"
     cache = open_cache(cache_copy)
-    expected = describe(read_encoder(run, num_channels=1), cache, device=CPU, batch_size=8)
+    expected = describe(read_encoder(run, num_channels=1)[0], cache, device=CPU, batch_size=8)
     np.testing.assert_array_equal(cache.descriptors("my run"), expected)
     attributes = read_attributes(cache_copy / "descriptors" / "my run", "descriptors/{name}")
     assert attributes["encoder"] == {
@@ -310,6 +330,35 @@ def test_stored_descriptors_are_those_of_the_encoder(cache_copy, run):
     assert attributes["provenance"]["versions"]["torch"] == torch.__version__
     assert verify(cache_copy, num_workers=1, on_case=lambda: None).damages == ()
     assert not lock_path(cache_copy).exists()
+
+
+def save_adjacent(path, encoder, adjacent_slices):
+    save_weights(PretrainNet(encoder), path, {"backbone": "unet", "adjacent_slices": adjacent_slices})
+    return path
+
+
+def test_an_encoder_trained_with_adjacent_slices_gets_them(cache_copy, tmp_path):
+    encoder = make_encoder(5)
+    store(cache_copy, save_adjacent(tmp_path / "five.safetensors", encoder, "2"))
+    expected = twin(encoder, open_cache(cache_copy), 2)
+    found = open_cache(cache_copy).descriptors("five")
+    np.testing.assert_allclose(found, expected, atol=2e-6 * expected.max())
+
+
+def test_an_encoder_of_other_channels_than_its_adjacent_slices_ask_for_is_refused(cache_copy, tmp_path):
+    source = save_adjacent(tmp_path / "three.safetensors", make_encoder(3), "2")
+    with pytest.raises(UsageError, match=r"(?s)of 5 channels \(1 in each of 5 slices\).*found: +one of 3"):
+        store(cache_copy, source)
+    assert open_cache(cache_copy).set_names("descriptors") == []
+
+
+@pytest.mark.parametrize("adjacent_slices", ["", "-1", "1.0", "none", "9" * 5000])
+def test_a_number_of_adjacent_slices_that_is_none_is_refused(tmp_path, adjacent_slices):
+    source = save_adjacent(tmp_path / "a.safetensors", make_encoder(3), adjacent_slices)
+    with pytest.raises(SuperCLError, match="no encoder of this project") as caught:
+        read_encoder(source, num_channels=1)
+    assert "adjacent_slices" in caught.value.expected
+    assert adjacent_slices[:5] in caught.value.found
 
 
 def test_the_name_is_that_of_the_run_or_file(cache_copy, run, tmp_path):

@@ -32,13 +32,26 @@ def labelled(cache_path):
     """Smaller patches than slices, so that crops differ, with all that a batch may hold."""
     ids = ["case_a", "case_b", "case_c"]
     return SliceDataset(
-        open_cache(cache_path), ids, patch_size=(16, 16), ground_truth=True, superpixel_stride=4
+        open_cache(cache_path),
+        ids,
+        patch_size=(16, 16),
+        ground_truth=True,
+        superpixel_stride=4,
+        adjacent_slices=1,
+        foreground_share=0.5,
     )
 
 
-def load(dataset, count, *, batch_size, seed=3, labels=None, **settings):
+def load(dataset, count, *, batch_size, seed=3, labels=None, foreground_share=0.0, **settings):
     """The first `count` batches of a loader; `batch_size` is that of all ranks together."""
-    order = SliceOrder(slices=dataset.slices, batch_size=batch_size, seed=seed, labels=labels)
+    order = SliceOrder(
+        slices=dataset.slices,
+        batch_size=batch_size,
+        seed=seed,
+        labels=labels,
+        foreground=dataset.class_slices() if foreground_share else (),
+        foreground_share=foreground_share,
+    )
     with closing(iter(BatchLoader(dataset, order, device=CPU, **settings))) as batches:
         return [next(batches) for _ in range(count)]
 
@@ -52,10 +65,13 @@ def assert_equal(one, other):
 # ---------------------------------------------------------------- what a step draws
 
 
-def test_equal_seeds_give_equal_batches_from_any_first_step(labelled):
-    whole, resumed = load(labelled, 6, batch_size=6), load(labelled, 2, batch_size=6, first_step=4)
-    for one, other in zip(whole[4:], resumed, strict=True):
-        assert_equal(one, other)
+@pytest.mark.parametrize("foreground_share", [0.0, 0.4])
+def test_equal_seeds_give_equal_batches_from_any_first_step(labelled, foreground_share):
+    whole = load(labelled, 6, batch_size=6, foreground_share=foreground_share)
+    for first in (1, 4):
+        resumed = load(labelled, 6 - first, batch_size=6, first_step=first, foreground_share=foreground_share)
+        for one, other in zip(whole[first:], resumed, strict=True):
+            assert_equal(one, other)
     assert not torch.equal(whole[0].slices_B, load(labelled, 1, batch_size=6, seed=4)[0].slices_B)
 
 
@@ -69,12 +85,16 @@ def test_crops_differ_between_steps_and_are_drawn_from_seed_and_step(labelled):
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-@pytest.mark.parametrize("in_groups", [False, True])
-def test_the_batches_of_all_ranks_together_are_that_of_one_process(labelled, world_size, in_groups):
-    labels = np.arange(len(labelled)) // 3 if in_groups else None
-    whole = load(labelled, 5, batch_size=8, labels=labels)
+@pytest.mark.parametrize("drawn", ["at random", "in groups", "with foreground"])
+def test_the_batches_of_all_ranks_together_are_that_of_one_process(labelled, world_size, drawn):
+    settings = {
+        "at random": {},
+        "in groups": {"labels": np.arange(len(labelled)) // 3},
+        "with foreground": {"foreground_share": 0.4},
+    }[drawn]
+    whole = load(labelled, 5, batch_size=8, **settings)
     parts = [
-        load(labelled, 5, batch_size=8, labels=labels, rank=rank, world_size=world_size)
+        load(labelled, 5, batch_size=8, rank=rank, world_size=world_size, **settings)
         for rank in range(world_size)
     ]
     for step, batch in enumerate(whole):

@@ -50,12 +50,13 @@ def small(**changes):
     return PretrainConfig(**{**SMALL, "weak_labels": "by_hand", **changes})
 
 
-def refresh_of(cache, *, excluded=(), level=None, neighbours="any", labels=None):
-    dataset = SliceDataset(cache, [row.id for row in cache.done if row.id not in excluded])
+def refresh_of(cache, *, excluded=(), level=None, neighbours="any", labels=None, adjacent_slices=0):
+    case_ids = [row.id for row in cache.done if row.id not in excluded]
+    dataset = SliceDataset(cache, case_ids, adjacent_slices=adjacent_slices)
     torch.manual_seed(4)
     return Refresh(
         dataset=dataset,
-        encoder=Encoder(1, 4),
+        encoder=Encoder(dataset.num_channels, 4),
         ccl=torch.tensor(FIRST, dtype=torch.int32),
         order=SliceOrder(slices=dataset.slices, batch_size=6, seed=0, labels=labels),
         every=2,
@@ -91,6 +92,13 @@ def test_labels_equal_the_offline_ones_of_the_same_descriptors(cache, neighbours
     if neighbours == "other-cases":
         by_case = [set(cache.slice_case[slices][offline.ccl[0] == c]) for c in np.unique(offline.ccl[0])]
         assert all(len(cases) > 1 for cases in by_case)
+
+
+def test_an_encoder_that_trains_on_adjacent_slices_is_asked_with_them(cache):
+    refresh = refresh_of(cache, level=0, adjacent_slices=1)
+    refresh(0)
+    descriptors = describe(refresh.encoder, cache, adjacent_slices=1, device=CPU).numpy()
+    assert refresh.ccl.tolist() == offline_hierarchy(descriptors, None).ccl[0].tolist()
 
 
 @pytest.mark.parametrize(("level", "taken"), [(0, 0), (1, 1), (2, 2), (7, 2), (None, 1)])

@@ -1,4 +1,4 @@
-"""The order of slices: what an epoch holds, at random and in groups, from any step on."""
+"""The order of slices: what an epoch holds, at random and in groups, with a share of foreground, from any step on."""
 
 import itertools
 from collections import Counter
@@ -116,17 +116,66 @@ def test_groups_need_an_even_batch():
     order_of(range(6), batch_size=3)
 
 
+# ---------------------------------------------------------------- with a share of foreground
+
+CLASSES = (np.arange(100, 103), np.array([], np.int64), np.array([7]), np.arange(60, 70))
+"""Slices of four classes, of which the second is nowhere."""
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_a_share_of_the_places_is_given_to_classes_equally_and_to_their_slices_equally(share):
+    slices = np.arange(1000, 1040)
+    plain, shared = (
+        order_of(slices, batch_size=8, foreground=CLASSES, foreground_share=given) for given in (0.0, share)
+    )
+    num_steps = 1500
+    drawn = np.array(take(shared, num_steps))
+    given = drawn < 1000
+    np.testing.assert_array_equal(drawn[~given], np.array(take(plain, num_steps))[~given])
+    assert abs(given.mean() - share) < 0.015
+    assert (abs(given.mean(axis=0) - share) < 0.05).all()  # at every place of the batch
+    times = Counter(drawn[given].tolist())
+    assert {*times} == {*itertools.chain(*CLASSES)}
+    shown = [members for members in CLASSES if len(members)]
+    for members in shown:
+        expected = given.sum() / len(shown) / len(members)
+        assert all(abs(times[index] - expected) < 5 * expected**0.5 for index in members)
+
+
+def test_without_a_share_classes_change_nothing():
+    plain = take(order_of(range(20), batch_size=4), 12)
+    assert take(order_of(range(20), batch_size=4, foreground=CLASSES), 12) == plain
+
+
+def test_foreground_is_drawn_from_the_seed_and_the_step():
+    slices, settings = np.arange(1000, 1007), {"foreground": CLASSES, "foreground_share": 1.0}
+    whole = take(order_of(slices, batch_size=16, **settings), 30)
+    assert len({tuple(batch) for batch in whole}) == 30
+    assert take(order_of(slices, batch_size=16, **settings), 30) == whole
+    assert take(order_of(slices, batch_size=16, seed=6, **settings), 30) != whole
+
+
+@pytest.mark.parametrize("foreground", [(), (np.array([], np.int64),) * 2])
+def test_a_share_of_foreground_where_no_slice_shows_a_class_is_refused(foreground):
+    with pytest.raises(UsageError, match="No slice shows a class"):
+        order_of(range(6), batch_size=2, foreground=foreground, foreground_share=0.3)
+    order_of(range(6), batch_size=2, foreground=foreground)
+
+
 # ---------------------------------------------------------------- from any step on
 
 
-@pytest.mark.parametrize("labels", [None, np.arange(11) // 3])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"labels": np.arange(11) // 3}, {"foreground": CLASSES, "foreground_share": 0.4}],
+)
 @pytest.mark.parametrize("first_step", [0, 7])
-def test_any_step_can_be_the_first(labels, first_step):
-    order = order_of(range(11), batch_size=4, labels=labels, first_step=first_step)
+def test_any_step_can_be_the_first(settings, first_step):
+    order = order_of(range(11), batch_size=4, first_step=first_step, **settings)
     whole = take(order, 12)
     for done in range(1, 12):
         assert take(order, 12 - done, first_step + done) == whole[done:]
-    assert whole != take(order_of(range(11), batch_size=4, labels=labels, seed=6, first_step=first_step), 12)
+    assert whole != take(order_of(range(11), batch_size=4, seed=6, first_step=first_step, **settings), 12)
 
 
 def test_an_order_that_begins_later_does_not_repeat_an_earlier_one():
