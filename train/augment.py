@@ -16,6 +16,7 @@ a rotation stays a rotation on images that are not square.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, overload
 
@@ -36,9 +37,10 @@ WHOLE: Final[Part] = (0, 1)
 class AugmentConfig:
     """What the views may change, and how much.
 
-    A pair is the range (low, high) of a value drawn uniformly for each sample. 0.67 and the scale are
-    published (SuperCL, IEEE TIP 2026), the other values are our choice. Published fine-tuning has no random
-    crop: `AugmentConfig(crop=(1.0, 1.0))`.
+    A pair is the range (low, high) of a value drawn uniformly for each sample. A change of chance 0 costs nothing.
+    0.67 and the scale are published (SuperCL, IEEE TIP 2026), the other values are our choice. Published fine-tuning
+    has no random crop: `AugmentConfig(crop=(1.0, 1.0))`. Noise, clipped contrast, low resolution and gamma are not
+    part of the published views; they are those of nnU-Net (Nature Methods 2021).
     """
 
     p_brightness: float = 0.5
@@ -47,12 +49,30 @@ class AugmentConfig:
     """Chance that a sample's contrast changes."""
     p_blur: float = 0.5
     """Chance that a sample is blurred."""
+    p_noise: float = 0.0
+    """Chance that a sample gets Gaussian noise, independent for each pixel and channel."""
+    p_clipped_contrast: float = 0.0
+    """Chance that a sample's contrast about its own mean changes, its range staying as it is."""
+    p_low_resolution: float = 0.0
+    """Chance that a sample looks as if taken at a lower resolution."""
+    p_gamma: float = 0.0
+    """Chance of a gamma correction between a sample's smallest and largest intensity; mean and spread stay."""
     brightness: tuple[float, float] = (-0.3, 0.3)
     """Added to the intensities, in standard deviations of the case."""
     contrast: tuple[float, float] = (0.7, 1.3)
     """Factor on the intensities, which are centred on the mean of the case."""
     blur_sigma: tuple[float, float] = (0.5, 1.5)
     """Standard deviation of the Gaussian blur, in pixels."""
+    noise_sigma: tuple[float, float] = (0.0, 0.1)
+    """Standard deviation of the noise, in standard deviations of the case."""
+    clipped_contrast: tuple[float, float] = (0.75, 1.25)
+    """Factor on the differences from the sample's mean; what leaves the sample's range is clipped."""
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    """Share of the rows, and of the columns, that is kept; those in between are interpolated."""
+    gamma: tuple[float, float] = (0.7, 1.5)
+    """Exponent of the gamma correction: above 1 bright structures gain contrast and dark ones lose it."""
+    gamma_inverted: float = 0.25
+    """Share of the gamma corrections that are made on the negative, where bright and dark change places."""
     mirror_axes: tuple[str, ...] = ("y", "x")
     """Axes, of "y" and "x", along which a sample is mirrored with chance one half each."""
     p_geometric: float = 0.67
@@ -70,7 +90,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for the first setting outside its bounds."""
-        for name in ("p_brightness", "p_contrast", "p_blur", "p_geometric"):
+        for name in _CHANCES:
             self._check(name, 0 <= getattr(self, name) <= 1, "a probability between 0 and 1")
         for name, (least, most) in _RANGE_BOUNDS.items():
             low, high = getattr(self, name)
@@ -94,11 +114,28 @@ class AugmentConfig:
             )
 
 
+_CHANCES = (
+    "p_brightness",
+    "p_contrast",
+    "p_blur",
+    "p_noise",
+    "p_clipped_contrast",
+    "p_low_resolution",
+    "p_gamma",
+    "gamma_inverted",
+    "p_geometric",
+)
+_LEAST_SPREAD = 1e-7
+"""Of intensities, in place of 0 where an image is constant."""
 # Factors and widths stop short of 0, where an image would vanish or a division fail.
 _RANGE_BOUNDS = {
     "brightness": (-10.0, 10.0),
     "contrast": (0.01, 100.0),
     "blur_sigma": (0.01, 100.0),
+    "noise_sigma": (0.0, 10.0),
+    "clipped_contrast": (0.01, 100.0),
+    "low_resolution": (0.01, 1.0),
+    "gamma": (0.01, 100.0),
     "rotation_degrees": (-360.0, 360.0),
     "scale": (0.01, 100.0),
     "crop": (0.01, 1.0),
@@ -135,21 +172,27 @@ def pretrain_views(
 def intensity_view(
     images_BCYX: Tensor, generator: torch.Generator, *, config: AugmentConfig, part: Part = WHOLE
 ) -> Tensor:
-    """Change brightness, contrast and sharpness of each sample, and move nothing.
+    """Change intensity, sharpness and noise of each sample, and move nothing.
 
     `images_BCYX`: float32 or float64 (b, c, y, x), finite, normalised to zero mean and unit variance over
     the case. `generator`: on the images' device. Returns the same shape and dtype. All channels of a sample
-    get the same change. Our choice of parameters; the group of changes is SuperCL's.
+    get the same change, but for the noise. Our choice of parameters; brightness, contrast and blur are SuperCL's,
+    the other changes and the order are nnU-Net's.
     """
-    height, width = images_BCYX.shape[2:]
     draw = _Draw(images_BCYX, generator, part)
-    brightness = torch.where(draw.chance(config.p_brightness), draw.uniform(*config.brightness), 0.0)
-    contrast = torch.where(draw.chance(config.p_contrast), draw.uniform(*config.contrast), 1.0)
-    # A sigma this small makes the blur the identity, exactly: every other weight underflows to 0.
-    sigma = torch.where(draw.chance(config.p_blur), draw.uniform(*config.blur_sigma), 0.01)
-
-    blurred_BCYX = _blur_matrix(height, sigma) @ images_BCYX @ _blur_matrix(width, sigma).mT
-    return blurred_BCYX * contrast.view(-1, 1, 1, 1) + brightness.view(-1, 1, 1, 1)
+    changes = (
+        (config.p_noise, _noise),
+        (config.p_blur, _blur),
+        (config.p_contrast, _contrast),
+        (config.p_brightness, _brightness),
+        (config.p_clipped_contrast, _clipped_contrast),
+        (config.p_low_resolution, _low_resolution),
+        (config.p_gamma, _gamma),
+    )
+    for chance, change in changes:
+        if chance > 0:
+            images_BCYX = change(images_BCYX, draw.chance(chance), draw, config)
+    return images_BCYX
 
 
 @overload
@@ -243,6 +286,73 @@ def _offsets(size: int, freedom: Tensor, mirror: bool, draw: _Draw) -> Tensor:
     return sign[:, None] * centres + shift[:, None]
 
 
+# The intensity changes: each takes images (b, c, y, x) and which samples are to change, bool (b), and draws how much
+# for all samples, so that a sample's parameters do not depend on what was decided for the others.
+
+
+def _noise(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    sigma = torch.where(chosen, draw.uniform(*config.noise_sigma), 0.0)
+    return torch.addcmul(images_BCYX, draw.normal(), _per_sample(sigma))
+
+
+def _blur(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    # A sigma this small makes the blur the identity, exactly: every other weight underflows to 0.
+    sigma = torch.where(chosen, draw.uniform(*config.blur_sigma), 0.01)
+    height, width = images_BCYX.shape[2:]
+    return _blur_matrix(height, sigma) @ images_BCYX @ _blur_matrix(width, sigma).mT
+
+
+def _contrast(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    return images_BCYX * _per_sample(torch.where(chosen, draw.uniform(*config.contrast), 1.0))
+
+
+def _brightness(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    return images_BCYX + _per_sample(torch.where(chosen, draw.uniform(*config.brightness), 0.0))
+
+
+def _clipped_contrast(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    factor = _per_sample(torch.where(chosen, draw.uniform(*config.clipped_contrast), 1.0))
+    low, high = _range(images_BCYX)
+    mean = images_BCYX.mean(dim=(1, 2, 3), keepdim=True)
+    return torch.lerp(mean, images_BCYX, factor).clamp(low, high)
+
+
+def _low_resolution(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    share = torch.where(chosen, draw.uniform(*config.low_resolution), 1.0)
+    height, width = images_BCYX.shape[2:]
+    return _thinning_matrix(height, share) @ images_BCYX @ _thinning_matrix(width, share).mT
+
+
+def _gamma(images_BCYX: Tensor, chosen: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
+    exponent = _per_sample(draw.uniform(*config.gamma))
+    inverted = _per_sample(draw.chance(config.gamma_inverted))
+    low, high = _range(images_BCYX)
+    from_end = torch.where(inverted, high - images_BCYX, images_BCYX - low)
+    curved = (from_end / (high - low).clamp(min=_LEAST_SPREAD)) ** exponent
+    mean, _, spread = _statistics(images_BCYX)
+    _, centred, curved_spread = _statistics(curved)
+    factor = spread / curved_spread.clamp(min=_LEAST_SPREAD)
+    changed = centred * torch.where(inverted, -factor, factor) + mean
+    return torch.where(_per_sample(chosen), changed, images_BCYX)
+
+
+def _per_sample(values_B: Tensor) -> Tensor:
+    return values_B.view(-1, 1, 1, 1)
+
+
+def _range(images_BCYX: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest intensity of each sample, over its channels: (b, 1, 1, 1) each."""
+    return images_BCYX.amin(dim=(1, 2, 3), keepdim=True), images_BCYX.amax(dim=(1, 2, 3), keepdim=True)
+
+
+def _statistics(images_BCYX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (b, 1, 1, 1), distance from the mean (b, c, y, x) and standard deviation (b, 1, 1, 1) of each sample."""
+    mean = images_BCYX.mean(dim=(1, 2, 3), keepdim=True)
+    centred = images_BCYX - mean
+    # A fifth of the time that torch.std_mean takes on a CPU.
+    return mean, centred, centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
 def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
     """Gaussian blur along an axis as a matrix (b, 1, size, size), its rows summing to 1.
 
@@ -251,7 +361,26 @@ def _blur_matrix(size: int, sigma: Tensor) -> Tensor:
     """
     position = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     distance = position[:, None] - position
-    return torch.softmax(-0.5 * (distance / sigma.view(-1, 1, 1, 1)) ** 2, dim=-1)
+    return torch.softmax(-0.5 * (distance / _per_sample(sigma)) ** 2, dim=-1)
+
+
+def _thinning_matrix(size: int, share: Tensor) -> Tensor:
+    """Keeping a share of the pixels along an axis, and interpolating the others, as a matrix (b, 1, size, size).
+
+    Those kept are the nearest to evenly spread positions. Positions are exact, as integers, so that a share of 1
+    changes nothing.
+    """
+    num_kept = (size * share).round().long().clamp(min=1)[:, None]
+    # Where the centre of each pixel is among those kept, in units of 1 / (2 * size).
+    position = ((2 * torch.arange(size, device=share.device) + 1) * num_kept - size).clamp(min=0)
+    before = position // (2 * size)
+    after = torch.minimum(before + 1, num_kept - 1)
+    weight = (position % (2 * size)).to(share.dtype) / (2 * size)
+    matrix = share.new_zeros(len(share), size, size)
+    for kept, part in ((before, 1 - weight), (after, weight)):
+        source = (2 * kept + 1) * size // (2 * num_kept)
+        matrix.scatter_add_(2, source[..., None], part[..., None])
+    return matrix[:, None]
 
 
 class _Draw(NamedTuple):
@@ -262,10 +391,18 @@ class _Draw(NamedTuple):
     part: Part
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        rank, num_ranks = self.part
-        size = (len(self.like) * num_ranks, *shape)
-        unit = torch.rand(size, generator=self.generator, device=self.like.device, dtype=self.like.dtype)
-        return low + (high - low) * unit[rank::num_ranks]
+        return low + (high - low) * self._own(torch.rand, shape)
 
     def chance(self, probability: float) -> Tensor:
         return self.uniform(0.0, 1.0) < probability
+
+    def normal(self) -> Tensor:
+        """A standard normal number for each pixel and channel."""
+        return self._own(torch.randn, self.like.shape[1:])
+
+    def _own(self, numbers: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        """This part's samples of what is drawn for the whole batch."""
+        rank, num_ranks = self.part
+        size = (len(self.like) * num_ranks, *shape)
+        drawn = numbers(size, generator=self.generator, device=self.like.device, dtype=self.like.dtype)
+        return drawn[rank::num_ranks]

@@ -18,6 +18,8 @@ from train.augment import AugmentConfig, geometric_view, intensity_view, pretrai
 IDENTITY = AugmentConfig(
     p_brightness=0.0, p_contrast=0.0, p_blur=0.0, mirror_axes=(), p_geometric=0.0, crop=(1.0, 1.0)
 )
+EVERYTHING = AugmentConfig(p_noise=1.0, p_clipped_contrast=1.0, p_low_resolution=1.0, p_gamma=1.0)
+INTENSITY_CHANCES = [name for name in vars(IDENTITY) if name.startswith("p_") and name != "p_geometric"]
 RIGID = replace(IDENTITY, p_geometric=1.0, scale=(1.0, 1.0), elastic_amplitude=0.0)
 SHAPES = [(1, 1, 16, 16), (3, 4, 24, 40), (2, 1, 33, 17), (2, 3, 1, 8)]
 
@@ -63,7 +65,7 @@ def test_settings_without_change_return_the_input(shape: tuple[int, ...]) -> Non
 @pytest.mark.parametrize("shape", SHAPES)
 def test_views_keep_shape_and_dtype_and_stay_finite(shape: tuple[int, ...]) -> None:
     for images in (noise(*shape), torch.zeros(shape), torch.full(shape, 3.0, dtype=torch.float64)):
-        for view in pretrain_views(images, generator(), config=AugmentConfig()):
+        for view in pretrain_views(images, generator(), config=EVERYTHING):
             assert view.shape == images.shape
             assert view.dtype == images.dtype
             assert view.isfinite().all()
@@ -129,15 +131,140 @@ def test_blur_agrees_with_scipy_away_from_the_edge(sigma: float) -> None:
     np.testing.assert_allclose(intensity_view(images, generator(), config=config), expected, atol=1e-8)
 
 
-def test_blur_keeps_a_point_in_place_and_a_constant_constant() -> None:
+def test_blur_keeps_a_point_in_place() -> None:
     config = replace(IDENTITY, p_blur=1.0)
     points = torch.zeros(4, 1, 20, 30)
     points[:, 0, 6, 21] = 1.0
     blurred = intensity_view(points, generator(), config=config)
     assert blurred.flatten(1).argmax(dim=1).tolist() == [6 * 30 + 21] * 4
     assert blurred.amax(dim=(1, 2, 3)).unique().numel() == 4
-    constant = torch.full((4, 1, 20, 30), 2.5)
-    torch.testing.assert_close(intensity_view(constant, generator(), config=config), constant)
+
+
+def test_changes_of_chance_0_draw_nothing() -> None:
+    random = generator()
+    before = random.get_state()
+    intensity_view(noise(2, 1, 8, 8), random, config=IDENTITY)
+    assert torch.equal(random.get_state(), before)
+
+
+@pytest.mark.parametrize("name", INTENSITY_CHANCES)
+def test_samples_that_a_change_passes_over_are_the_input(name: str) -> None:
+    images = noise(400, 2, 7, 9)
+    view = intensity_view(images, generator(), config=replace(IDENTITY, **{name: 0.3}))
+    kept = (view == images).flatten(1).all(dim=1)
+    assert kept.double().mean() == pytest.approx(0.7, abs=0.08)
+    assert (view - images)[~kept].abs().flatten(1).amax(dim=1).median() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["p_blur", "p_clipped_contrast", "p_low_resolution", "p_gamma"])
+def test_a_constant_image_stays_as_it_is(name: str) -> None:
+    for value in (0.0, 2.5):
+        images = torch.full((4, 2, 20, 30), value)
+        view = intensity_view(images, generator(), config=replace(IDENTITY, **{name: 1.0}))
+        torch.testing.assert_close(view, images)
+
+
+@pytest.mark.parametrize("name", [name for name in INTENSITY_CHANCES if name != "p_noise"])
+def test_all_channels_get_the_same_change(name: str) -> None:
+    images = noise(6, 1, 12, 10).expand(-1, 3, -1, -1)
+    view = intensity_view(images, generator(), config=replace(IDENTITY, **{name: 1.0}))
+    torch.testing.assert_close(view, view[:, :1].expand(-1, 3, -1, -1), rtol=0, atol=1e-6)
+
+
+def test_noise_is_white_and_each_sample_has_a_strength_of_its_own() -> None:
+    config = replace(IDENTITY, p_noise=1.0, noise_sigma=(0.2, 0.6))
+    images = noise(300, 2, 40, 30).double()
+    added = intensity_view(images, generator(), config=config) - images
+    sigma = added.std(dim=(1, 2, 3))
+    assert 0.19 < sigma.min() < 0.22
+    assert 0.58 < sigma.max() < 0.63
+    unit = added / sigma.view(-1, 1, 1, 1)
+    assert unit.mean().abs() < 0.01
+    assert (unit**4).mean() == pytest.approx(3.0, abs=0.05)  # a Gaussian's
+    for neighbour in (unit.flip(1), unit.roll(1, dims=2), unit.roll(1, dims=3), unit.roll(1, dims=0)):
+        assert (unit * neighbour).mean().abs() < 0.01
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_clipped_contrast_by_hand(factor: float) -> None:
+    config = replace(IDENTITY, p_clipped_contrast=1.0, clipped_contrast=(factor, factor))
+    images = noise(5, 2, 9, 11).double() + torch.arange(5).view(-1, 1, 1, 1)
+    for before, after in zip(
+        images.numpy(), intensity_view(images, generator(), config=config).numpy(), strict=True
+    ):
+        expected = np.clip((before - before.mean()) * factor + before.mean(), before.min(), before.max())
+        np.testing.assert_allclose(after, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.01, (1, 1)), (0.3, (11, 15)), (0.5, (18, 25)), (0.6, (22, 30)), (0.97, (36, 48))]
+)
+def test_low_resolution_is_nearest_down_and_linear_up(share: float, kept: tuple[int, int]) -> None:
+    config = replace(IDENTITY, p_low_resolution=1.0, low_resolution=(share, share))
+    images = noise(2, 2, 37, 50).double()
+    low = torch.nn.functional.interpolate(images, kept, mode="nearest-exact")
+    expected = torch.nn.functional.interpolate(low, (37, 50), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(intensity_view(images, generator(), config=config), expected)
+
+
+def test_low_resolution_by_hand() -> None:
+    # Of 8 pixels 4 are kept, one of each pair; linear interpolation between them is at quarters.
+    config = replace(IDENTITY, p_low_resolution=1.0, low_resolution=(0.5, 0.5))
+    row = torch.tensor([9.0, 0.0, 9.0, 4.0, 9.0, 8.0, 9.0, 4.0])
+    view = intensity_view(row.expand(1, 1, 6, 8), generator(), config=config)
+    expected = torch.tensor([0.0, 1.0, 3.0, 5.0, 7.0, 7.0, 5.0, 4.0])
+    torch.testing.assert_close(view, expected.expand(1, 1, 6, 8))
+
+
+def test_each_sample_has_a_resolution_of_its_own() -> None:
+    image = noise(1, 1, 20, 20)
+    config = replace(IDENTITY, p_low_resolution=1.0, low_resolution=(0.25, 0.75))
+    view = intensity_view(image.expand(200, -1, -1, -1), generator(), config=config)
+    sizes = range(5, 16)
+    one_of_each = torch.cat(
+        [
+            intensity_view(image, generator(), config=replace(config, low_resolution=(size / 20, size / 20)))
+            for size in sizes
+        ]
+    )
+    same = (view - one_of_each[:, 0]).abs().amax(dim=(2, 3)) < 1e-5
+    assert (same.sum(dim=1) == 1).all()
+    assert same.any(dim=0).all()
+
+
+@pytest.mark.parametrize("exponent", [0.7, 1.5, 3.0])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_gamma_by_hand(exponent: float, inverted: bool) -> None:
+    config = replace(
+        IDENTITY, p_gamma=1.0, gamma=(exponent, exponent), gamma_inverted=1.0 if inverted else 0.0
+    )
+    images = noise(4, 2, 13, 8).double()
+    for before, after in zip(
+        images.numpy(), intensity_view(images, generator(), config=config).numpy(), strict=True
+    ):
+        unit = (before - before.min()) / (before.max() - before.min())
+        curved = 1 - (1 - unit) ** exponent if inverted else unit**exponent
+        expected = (curved - curved.mean()) / curved.std() * before.std() + before.mean()
+        np.testing.assert_allclose(after, expected, atol=1e-10)
+
+
+def test_gamma_keeps_mean_spread_and_order_of_the_intensities() -> None:
+    images = noise(50, 3, 12, 10) * torch.rand(50, 1, 1, 1, generator=generator(1)) + 0.5
+    config = replace(IDENTITY, p_gamma=1.0, gamma=(0.3, 4.0), gamma_inverted=0.5)
+    view = intensity_view(images, generator(), config=config)
+    torch.testing.assert_close(view.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(view.std(dim=(1, 2, 3)), images.std(dim=(1, 2, 3)), rtol=1e-4, atol=0)
+    order = images.flatten(1).argsort(dim=1)
+    assert (view.flatten(1).gather(1, order).diff(dim=1) >= -1e-6).all()
+
+
+def test_the_negative_is_corrected_as_often_as_told() -> None:
+    ramp = torch.linspace(-1, 1, 101).expand(3000, 1, 1, -1)
+    config = replace(IDENTITY, p_gamma=1.0, gamma=(2.0, 2.0), gamma_inverted=0.25)
+    view = intensity_view(ramp, generator(), config=config)
+    # A square bends upwards, that of the negative downwards.
+    inverted = view[..., 0] + view[..., -1] < 2 * view[..., 50]
+    assert inverted.double().mean() == pytest.approx(0.25, abs=0.03)
 
 
 # Geometry
@@ -294,6 +421,15 @@ def test_labels_do_not_change_what_happens_to_the_images() -> None:
         ("blur_sigma", (0.0, 1.0)),
         ("crop", (0.5, 1.1)),
         ("mirror_axes", ("z",)),
+        ("p_noise", 1.1),
+        ("p_clipped_contrast", -0.1),
+        ("p_low_resolution", 2.0),
+        ("p_gamma", math.nan),
+        ("gamma_inverted", 1.5),
+        ("noise_sigma", (-0.1, 0.1)),
+        ("clipped_contrast", (0.0, 1.0)),
+        ("low_resolution", (0.5, 1.1)),
+        ("gamma", (1.5, 0.7)),
         ("elastic_grid", 1),
         ("elastic_amplitude", 0.125),
     ],
@@ -305,7 +441,7 @@ def test_settings_out_of_bounds_are_refused_by_name(setting: str, value: Any) ->
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_parts_of_a_batch_get_the_views_of_the_whole(num_ranks: int) -> None:
-    images, config = noise(6, 2, 20, 24), AugmentConfig()
+    images, config = noise(6, 2, 20, 24), EVERYTHING
     whole = pretrain_views(images, generator(), config=config)
     for rank in range(num_ranks):
         own = pretrain_views(images[rank::num_ranks], generator(), config=config, part=(rank, num_ranks))

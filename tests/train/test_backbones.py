@@ -12,7 +12,7 @@ from torch.nn import functional
 from supercl_core.errors import SuperCLError, UsageError
 from train.models.backbones import LibraryEncoder, build_encoder
 from train.models.unet import Encoder, PretrainNet, UNet
-from train.models.weights import load_encoder, read_weights, save_weights
+from train.models.weights import load_pretrained, read_weights, save_weights
 
 RESNET = "monai:resnet10"
 MOBILENET = "smp:mobilenet_v2"
@@ -188,7 +188,7 @@ def test_an_adapted_encoder_answers_a_repeated_image_as_before(backbone, stems, 
     source = moved(build(backbone, stored)).double()
     save_weights(nn.ModuleDict({"encoder": source}), tmp_path / "weights.safetensors", {})
     network = UNet(build(backbone, wanted), num_classes=2).double().eval()
-    report = load_encoder(network, tmp_path)
+    report = load_pretrained(network, tmp_path)
     assert len(report.adapted) == stems
     assert len(report.loaded) == len(source.state_dict()) - stems
     with torch.no_grad():
@@ -198,13 +198,38 @@ def test_an_adapted_encoder_answers_a_repeated_image_as_before(backbone, stems, 
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("backbone", [RESNET, MOBILENET, TRANSFORMER])
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_pretrained_decoder_moves_into_the_unet_of_the_same_encoder(backbone, level, tmp_path):
+    encoder = build(backbone)
+    source = PretrainNet(encoder, projection=0, pixel_stride=encoder.strides[level], decoder=True)
+    output = source(images(), images(seed=4))
+    (output.pixels.sum() + output.instance.sum()).backward()
+    trained = {name for name, parameter in source.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in source.named_parameters() if parameter.grad is not None}
+
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    torch.manual_seed(1)
+    network = UNet(build_encoder(backbone, in_channels=1, filters=8), num_classes=2).eval()
+    report = load_pretrained(network, tmp_path)
+    assert all(name.startswith("head.") for name in report.skipped)
+    assert len(report.fresh) == 1 + 16 * level
+    seen = []
+    network.decoder.get_submodule(f"expand_{level + 1}_2").register_forward_hook(
+        lambda _, __, map_: seen.append(map_)
+    )
+    with torch.no_grad():
+        network(images())
+        assert torch.equal(seen[0], source.eval()(images(), None).pixels)
+
+
 def test_a_checkpoint_of_another_backbone_says_which(tmp_path):
     network = PretrainNet(build(RESNET))
     save_weights(network, tmp_path / "weights.safetensors", {"backbone": RESNET})
     with pytest.raises(SuperCLError, match=f"of backbone {RESNET} is of another architecture"):
-        load_encoder(UNet(Encoder(1, 2), num_classes=2), tmp_path)
+        load_pretrained(UNet(Encoder(1, 2), num_classes=2), tmp_path)
     with pytest.raises(SuperCLError, match=f"of backbone {RESNET} is of another architecture"):
-        load_encoder(UNet(build(MOBILENET), num_classes=2), tmp_path)
+        load_pretrained(UNet(build(MOBILENET), num_classes=2), tmp_path)
 
 
 # ---- refusals

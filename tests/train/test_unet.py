@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -184,10 +185,82 @@ def test_pixels_may_come_from_a_finer_map(stride, width):
     assert network(images(2), None).pixels.shape == (2, 5, 32 // stride, 48 // stride)
 
 
+@pytest.mark.parametrize(("stride", "levels"), [(8, [4]), (4, [4, 3]), (1, [4, 3, 2, 1])])
+def test_the_pretraining_decoder_has_the_names_of_the_unets_down_to_its_stride(stride, levels):
+    whole = names_and_shapes(UNet(Encoder(1, 2), num_classes=3))
+    found = names_and_shapes(PretrainNet(Encoder(1, 2), pixel_stride=stride, decoder=True))
+    decoder = {name: shape for name, shape in found.items() if name.startswith("decoder.")}
+    starts = [f"decoder.{part}" for n in levels for part in (f"upscale{n + 1}.", f"expand_{n}_")]
+    assert decoder == {name: shape for name, shape in whole.items() if name.startswith(tuple(starts))}
+
+
+@pytest.mark.parametrize("stride", [8, 4, 1])
+def test_pixels_of_the_decoder_are_the_map_that_a_unet_has_at_that_stride(stride):
+    network = PretrainNet(Encoder(1, 2), projection=5, pixel_stride=stride, decoder=True).eval()
+    unet = UNet(network.encoder, num_classes=3).eval()
+    unet.load_state_dict(
+        {name: t for name, t in network.state_dict().items() if name.startswith("decoder.")}, strict=False
+    )
+    level, seen = network.encoder.strides.index(stride), []
+    unet.decoder.get_submodule(f"expand_{level + 1}_2").register_forward_hook(
+        lambda _, __, output: seen.append(output)
+    )
+    unet(images(4))
+    output = network(images(4), images(2, seed=4))
+    assert output.pixels.shape == (4, 5, 32 // stride, 48 // stride)
+    torch.testing.assert_close(output.pixels, network.pixel_head(seen[0]))
+    assert output.features.shape == (4, 32, 2, 3)
+
+
+def test_the_decoder_passes_double_precision_gradient_checks():
+    torch.manual_seed(0)
+    network = PretrainNet(Encoder(1, 1), projection=2, instance=False, pixel_stride=8, decoder=True).double()
+    network.eval()  # so that the numeric differences do not move the batch statistics
+    image = images(1, size=(16, 32)).double()
+    names, parameters = zip(*network.decoder.named_parameters(), strict=True)
+
+    def pixels(*values):
+        state = {f"decoder.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(network, state, (image, None)).pixels
+
+    assert torch.autograd.gradcheck(pixels, parameters, fast_mode=True)
+
+
+@pytest.mark.parametrize("stride", [8, 4, 2, 1])
+@pytest.mark.parametrize("instance", [True, False])
+def test_losses_reach_every_parameter_of_the_encoder_and_the_pretraining_decoder(stride, instance):
+    network = PretrainNet(Encoder(1, 2), instance=instance, pixel_stride=stride, decoder=True)
+    output = network(images(4), images(4, seed=4) if instance else None)
+    (output.pixels.sum() + (output.instance.sum() if instance else 0)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("stride", [16, None])
+def test_a_decoder_without_a_block_is_refused_with_the_strides_that_have_some(stride):
+    with pytest.raises(UsageError, match=r"(?s)No block.*1 or 2 or 4 or 8\n") as caught:
+        PretrainNet(Encoder(1, 2), pixel_stride=stride, decoder=True)
+    assert caught.value.found == (stride or "none")
+
+
 def test_a_stride_that_the_encoder_does_not_have_is_refused_with_those_it_has():
     with pytest.raises(UsageError, match="1 or 2 or 4 or 8 or 16") as caught:
         PretrainNet(Encoder(1, 2), pixel_stride=3)
     assert caught.value.found == 3
+
+
+@pytest.mark.parametrize(("passes", "local_parts"), [(1, 1), (2, 1), (4, 2)])
+def test_the_decoder_has_statistics_of_the_local_views_of_each_pass(passes, local_parts):
+    network = PretrainNet(Encoder(1, 2), projection=0, pixel_stride=4, decoder=True)
+    encoder, decoder = copy.deepcopy(network.encoder), copy.deepcopy(network.decoder)
+    local, whole = images(4), images(4, seed=4) * 3 + 1
+    output = network(local, whole, passes=passes)
+    parts = [encoder(part) for part in torch.cat([local, whole]).chunk(passes)][:local_parts]
+    size = 4 // local_parts
+    expected = torch.cat([decoder([map_[:size] for map_ in maps]) for maps in parts])
+    assert torch.equal(output.pixels, expected)
+    assert network.decoder.expand_4_1[1].num_batches_tracked == local_parts
+    for found, wanted in zip(network.decoder.buffers(), decoder.buffers(), strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])

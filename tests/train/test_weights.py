@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from supercl_core.errors import SuperCLError
 from train.models.unet import Encoder, PretrainNet, UNet
-from train.models.weights import load_encoder, read_metadata, read_weights, save_weights
+from train.models.weights import load_encoder, load_pretrained, read_metadata, read_weights, save_weights
 
 STEM_NAME = "encoder.contr_1_1.0.weight"
 
@@ -27,10 +27,10 @@ class Dangerous:
         return Path.touch, (self.path,)
 
 
-def pretrained(channels=1, filters=2):
+def pretrained(channels=1, filters=2, **options):
     torch.manual_seed(7)
-    network = PretrainNet(Encoder(channels, filters))
-    network.encoder(torch.randn(2, channels, 32, 32))  # moves the batch statistics from their defaults
+    network = PretrainNet(Encoder(channels, filters), **options)
+    network(torch.randn(2, channels, 32, 32), None)  # moves the batch statistics from their defaults
     return network
 
 
@@ -160,15 +160,21 @@ def test_metadata_is_read_from_a_file_or_run_and_torch_files_have_none(tmp_path)
 def test_only_the_encoder_is_transferred_and_everything_is_reported(tmp_path):
     source, network = pretrained(), unet()
     save_weights(source, tmp_path / "weights.safetensors", {})
-    decoder = {name: tensor for name, tensor in copy_of(network).items() if name.startswith("decoder.")}
-    report = load_encoder(network, tmp_path)
+    decoder = part_of(copy_of(network), "decoder.")
+    report = load_pretrained(network, tmp_path)
     assert_same(network.encoder.state_dict(), source.encoder.state_dict())
-    assert_same({name: t for name, t in network.state_dict().items() if name.startswith("decoder.")}, decoder)
+    assert_same(part_of(network.state_dict(), "decoder."), decoder)
 
-    assert set(report.loaded) == {name for name in source.state_dict() if name.startswith("encoder.")}
+    assert set(report.loaded) == part_of(source.state_dict(), "encoder.").keys()
     assert set(report.skipped) == set(source.state_dict()) - set(report.loaded)
+    assert set(report.fresh) == decoder.keys()
     assert report.adapted == ()
-    assert report.summary() == (f"Encoder loaded from {tmp_path}: 60 tensors; 8 outside the encoder left.")
+    assert report.summary().splitlines() == [
+        f"weights: {tmp_path}",
+        "  tensors loaded: 60 of encoder",
+        "  tensors left in the file: 4 of head, 4 of pixel_head",
+        "  tensors with initial values: 65 of decoder",
+    ]
     assert report.as_dict()["source"] == str(tmp_path)
 
 
@@ -176,22 +182,98 @@ def test_only_the_encoder_is_transferred_and_everything_is_reported(tmp_path):
 def test_an_adapted_stem_answers_a_repeated_image_as_before(tmp_path, stored, wanted):
     source, network = pretrained(stored).eval(), unet(wanted).eval()
     save_weights(source, tmp_path / "weights.safetensors", {})
-    report = load_encoder(network, tmp_path)
+    report = load_pretrained(network, tmp_path)
     image = torch.randn(1, 1, 32, 32)
     expected = source.encoder(image.repeat(1, stored, 1, 1))[-1]
     torch.testing.assert_close(network.encoder(image.repeat(1, wanted, 1, 1))[-1], expected)
     assert report.adapted == (STEM_NAME,)
     assert STEM_NAME not in report.loaded
-    assert f"60 tensors, 1 of them adapted ({STEM_NAME})" in report.summary()
+    assert report.summary().splitlines()[1:3] == [
+        "  tensors loaded: 59 of encoder",
+        f"  tensors adapted to the input channels: {STEM_NAME}",
+    ]
+
+
+@pytest.mark.parametrize(("stride", "levels"), [(8, [4]), (4, [4, 3]), (2, [4, 3, 2]), (1, [4, 3, 2, 1])])
+def test_a_pretrained_decoder_moves_as_far_as_it_goes_and_answers_as_before(tmp_path, stride, levels):
+    options = {"pixel_stride": stride, "projection": 0, "decoder": True}
+    source, network = pretrained(**options).eval(), unet().eval()
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    before = copy_of(network)
+    report = load_pretrained(network, tmp_path)
+
+    blocks = [f"decoder.{name}." for level in levels for name in network.decoder.block_names(level)]
+    moved = part_of(source.state_dict(), ("encoder.", *blocks))
+    assert set(report.loaded) == moved.keys() == set(source.state_dict()) - set(report.skipped)
+    assert_same({name: network.state_dict()[name] for name in moved}, moved)
+    assert set(report.fresh) == before.keys() - moved.keys()
+    assert_same({n: network.state_dict()[n] for n in report.fresh}, {n: before[n] for n in report.fresh})
+    assert f"loaded: 60 of encoder, {16 * len(levels)} of decoder\n" in report.summary()
+
+    seen = {}
+    last = network.decoder.get_submodule(f"expand_{levels[-1]}_2")
+    last.register_forward_hook(lambda _, __, output: seen.setdefault("map", output))
+    image = torch.randn(2, 1, 32, 48)
+    network(image)
+    assert torch.equal(seen["map"], source(image, None).pixels)
+
+
+def test_the_decoder_of_a_finetuned_network_is_left_for_its_own_task(tmp_path):
+    torch.manual_seed(9)
+    source, network = UNet(Encoder(1, 2), num_classes=3), unet()
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    decoder = part_of(copy_of(network), "decoder.")
+    report = load_pretrained(network, tmp_path)
+    assert_same(network.encoder.state_dict(), source.encoder.state_dict())
+    assert_same(part_of(network.state_dict(), "decoder."), decoder)
+    assert set(report.skipped) == set(report.fresh) == decoder.keys()
+
+
+def test_load_encoder_leaves_a_pretrained_decoder_and_asks_for_none(tmp_path):
+    source = pretrained(pixel_stride=4, decoder=True)
+    save_weights(source, tmp_path / "weights.safetensors", {})
+    network = torch.nn.ModuleDict({"encoder": Encoder(1, 2)})
+    report = load_encoder(network, tmp_path)
+    assert_same(network["encoder"].state_dict(), source.encoder.state_dict())
+    assert report.fresh == ()
+    assert len(part_of(dict.fromkeys(report.skipped), "decoder.")) == 32
+
+
+def part_of(state, prefixes):
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
 
 
 def assert_refused(network, path, *parts):
     before = copy_of(network)
     with pytest.raises(SuperCLError, match="another architecture") as caught:
-        load_encoder(network, path)
+        load_pretrained(network, path)
     for part in parts:
         assert part in str(caught.value)
     assert_same(network.state_dict(), before)
+
+
+UPSCALE_NAME = "decoder.upscale4.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({UPSCALE_NAME: torch.zeros(16, 4, 2, 2)}, ["1 tensors differ", f"{UPSCALE_NAME} (16, 4, 2, 2)"]),
+        # A kernel of one channel is stretched in the encoder only.
+        (
+            {"decoder.expand_4_2.0.weight": torch.zeros(16, 1, 3, 3)},
+            ["decoder.expand_4_2.0.weight (16, 1, 3"],
+        ),
+        ({UPSCALE_NAME: None}, [f"{UPSCALE_NAME} (16, 8, 2, 2)", f"{UPSCALE_NAME} absent"]),
+        ({"decoder.upscale5.bias": None}, ["1 tensors differ", "decoder.upscale5.bias absent"]),
+        ({"decoder.expand_2_1.0.bias": torch.zeros(4)}, ["15 tensors differ", "upscale3.weight absent"]),
+        ({"decoder.blocks.0.weight": torch.zeros(2)}, ["33 tensors differ"]),
+    ],
+)
+def test_a_decoder_that_is_not_whole_levels_of_the_networks_is_refused(tmp_path, changes, parts):
+    state = copy_of(pretrained(pixel_stride=4, decoder=True)) | changes
+    torch.save({name: t for name, t in state.items() if t is not None}, tmp_path / "model.pth")
+    assert_refused(unet(), tmp_path / "model.pth", *parts)
 
 
 def test_another_number_of_filters_is_another_architecture(tmp_path):
@@ -214,7 +296,7 @@ def test_a_checkpoint_that_names_its_backbone_is_refused_by_that_name(tmp_path):
     for metadata, called in (({"backbone": "smp:x"}, " of backbone smp:x"), ({}, "")):
         save_weights(pretrained(filters=4), tmp_path / "weights.safetensors", metadata)
         with pytest.raises(SuperCLError, match=f"The checkpoint{called} is of another architecture"):
-            load_encoder(unet(), tmp_path)
+            load_pretrained(unet(), tmp_path)
 
 
 def test_kernels_that_differ_in_more_than_the_channels_of_the_image_are_not_adapted(tmp_path):

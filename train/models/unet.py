@@ -92,14 +92,17 @@ class PretrainOutput(NamedTuple):
 
 
 class PretrainNet(nn.Module):
-    """An encoder with the heads that the losses ask for. Only the encoder outlives pre-training.
+    """An encoder with the heads that the losses ask for. The heads do not outlive pre-training.
 
     `instance`: with a head that embeds whole views. `pixel_stride`: of the feature map whose positions are embedded,
-    by a head of width `projection` or, where that is 0, as they are (as published); None embeds none.
+    by a head of width `projection` or, where that is 0, as they are (as published); None embeds none. `decoder`: that
+    map is the decoder's, not the encoder's. Of the decoder it has the blocks from the coarsest map to that stride,
+    under their names in UNet; `train.models.weights.load_pretrained` moves them there.
 
-    Raises UsageError where the encoder has no map of that stride.
+    Raises UsageError where the encoder has no map of that stride, and where a decoder would have no block.
 
-    Source: SuperCL (IEEE TIP 2026); the pixel head and finer strides are our choice.
+    Source: SuperCL (IEEE TIP 2026); the pixel head and finer strides are our choice. That pixels are contrasted in
+    the decoder: MACL (IEEE JBHI 2026).
     """
 
     def __init__(
@@ -109,11 +112,20 @@ class PretrainNet(nn.Module):
         projection: int = 128,
         instance: bool = True,
         pixel_stride: int | None = 16,
+        decoder: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.decoder: Decoder | None = None
         self.head: nn.Module | None = None
         self.pixel_head: nn.Module | None = None
+        if decoder and pixel_stride in (None, encoder.strides[-1]):
+            raise UsageError(
+                "No block of the decoder would be trained.",
+                expected=f"pixels at a stride of {' or '.join(map(str, encoder.strides[:-1]))}",
+                found=pixel_stride or "none",
+                next_step="Choose such a stride, or pre-train without the decoder.",
+            )
         if instance:
             width = encoder.channels[-1]
             self.head = nn.Sequential(
@@ -132,6 +144,8 @@ class PretrainNet(nn.Module):
                     next_step="Choose one of its strides, or another backbone.",
                 )
             self.pixel_level = encoder.strides.index(pixel_stride)
+            if decoder:
+                self.decoder = Decoder(encoder.strides, encoder.channels, finest=self.pixel_level)
             self.pixel_head = nn.Identity()
             if projection:
                 width = encoder.channels[self.pixel_level]
@@ -147,8 +161,8 @@ class PretrainNet(nn.Module):
 
         `local_BCYX` (x1 then x2) and `whole_BCYX` (x3 then x4) are floating point (2B, in_channels, Y, X), Y and X
         multiples of the encoder's last stride; one may be None. `passes`: equal parts in which all of them, in this
-        order, go through the encoder, each with batch statistics of its own (4: one a view, as published). Raises
-        SuperCLError where Y or X is no such multiple.
+        order, go through the encoder, each with batch statistics of its own (4: one a view, as published); so do the
+        local ones of each part through the decoder. Raises SuperCLError where Y or X is no such multiple.
         """
         images = torch.cat([views for views in (local_BCYX, whole_BCYX) if views is not None])
         assert len(images) % passes == 0, f"{len(images)} images in {passes} parts"
@@ -159,10 +173,18 @@ class PretrainNet(nn.Module):
         if local_BCYX is not None:
             features = deepest[:num_local]
             if self.pixel_head is not None:
-                pixels = self.pixel_head(_joined([maps[self.pixel_level] for maps in parts])[:num_local])
+                starts = range(0, num_local, len(images) // passes)
+                local = [
+                    [map_[: num_local - start] for map_ in maps]
+                    for start, maps in zip(starts, parts, strict=False)  # the parts behind are of whole views
+                ]
+                pixels = self.pixel_head(_joined([self._pixel_map(maps) for maps in local]))
         if whole_BCYX is not None and self.head is not None:
             instance = self.head(deepest[num_local:])
         return PretrainOutput(instance, pixels, features)
+
+    def _pixel_map(self, maps: Sequence[Tensor]) -> Tensor:
+        return maps[self.pixel_level] if self.decoder is None else self.decoder(maps)
 
 
 class Encoder(Backbone):
@@ -204,28 +226,49 @@ class Encoder(Backbone):
 
 
 class Decoder(nn.Module):
-    """From the coarsest map to the finest: transposed convolutions, joined with the encoder's maps, and a 1x1 head."""
+    """From the coarsest map to a finer one: transposed convolutions, joined with the encoder's maps, and a 1x1 head.
 
-    def __init__(self, strides: Sequence[int], channels: Sequence[int], *, num_classes: int) -> None:
+    `strides` and `channels`: of the encoder's maps. `finest`: index of the map at whose stride it ends. `num_classes`:
+    None leaves the head out.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[int],
+        channels: Sequence[int],
+        *,
+        finest: int = 0,
+        num_classes: int | None = None,
+    ) -> None:
         super().__init__()
-        for level in range(len(strides) - 1, 0, -1):
+        self.levels = range(len(strides) - 1, finest, -1)
+        for level in self.levels:
+            upscale, *expand = self.block_names(level)
             width, ratio = channels[level - 1], strides[level] // strides[level - 1]
-            self.add_module(
-                f"upscale{level + 1}", nn.ConvTranspose2d(channels[level], width, ratio, stride=ratio)
-            )
-            self.add_module(f"expand_{level}_1", _conv_block(2 * width, width))
-            self.add_module(f"expand_{level}_2", _conv_block(width, width))
-        self.head = nn.Sequential(nn.Conv2d(channels[0], num_classes, 1, bias=False))
+            self.add_module(upscale, nn.ConvTranspose2d(channels[level], width, ratio, stride=ratio))
+            for name, width_in in zip(expand, (2 * width, width), strict=True):
+                self.add_module(name, _conv_block(width_in, width))
+        self.head = nn.Sequential()
+        if num_classes is not None:
+            self.head.append(nn.Conv2d(channels[finest], num_classes, 1, bias=False))
         self.apply(_initialise)
 
+    @staticmethod
+    def block_names(level: int) -> tuple[str, str, str]:
+        """The modules, in their order, that lead from the encoder's map `level` to the next finer one."""
+        return f"upscale{level + 1}", f"expand_{level}_1", f"expand_{level}_2"
+
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Logits (B, num_classes, h, w) at the size of the finest of the encoder's feature maps, which come first."""
-        *skips, x = features
-        for level in range(len(skips), 0, -1):
-            x = self.get_submodule(f"upscale{level + 1}")(x)
-            x = torch.cat([x, skips[level - 1]], dim=1)
-            x = self.get_submodule(f"expand_{level}_1")(x)
-            x = self.get_submodule(f"expand_{level}_2")(x)
+        """The map (B, C, h, w) at the stride of `finest`; C is `num_classes`, the logits, or the width of that map.
+
+        `features`: all maps of the encoder, the finest first.
+        """
+        x = features[-1]
+        for level in self.levels:
+            upscale, *expand = map(self.get_submodule, self.block_names(level))
+            x = torch.cat([upscale(x), features[level - 1]], dim=1)
+            for block in expand:
+                x = block(x)
         return self.head(x)
 
 

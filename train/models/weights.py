@@ -1,4 +1,4 @@
-"""Weights in and out: reading checkpoints, moving an encoder into another network, writing safetensors.
+"""Weights in and out: reading checkpoints, moving what was pre-trained into another network, writing safetensors.
 
 Reads what this project writes and the published checkpoints, and never runs code from a file. Resuming a
 run, with optimiser and random state, is left to `train.loop`.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,15 +22,17 @@ from torch import Tensor, nn
 
 from supercl_core.errors import SuperCLError
 from supercl_core.files import atomic_file
+from train.models.unet import UNet
 
 WEIGHTS_NAME = "weights.safetensors"
 ENCODER_PREFIX = "encoder."
+DECODER_PREFIX = "decoder."
 NUM_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of every tensor of a checkpoint whose encoder was transferred."""
+    """What became of every tensor of a checkpoint, and of every tensor of the network that it went into."""
 
     source: str
     """Path of the weights, as given."""
@@ -38,15 +41,20 @@ class LoadReport:
     adapted: tuple[str, ...]
     """Tensors copied after a change of the number of input channels."""
     skipped: tuple[str, ...]
-    """Tensors of the file outside the encoder, which were left."""
+    """Tensors of the file that were left."""
+    fresh: tuple[str, ...]
+    """Tensors of the network that kept their initial values."""
 
     def summary(self) -> str:
-        """One paragraph for logs and reports."""
-        adapted = f", {len(self.adapted)} of them adapted ({', '.join(self.adapted)})" if self.adapted else ""
-        skipped = f"; {len(self.skipped)} outside the encoder left" if self.skipped else ""
-        return (
-            f"Encoder loaded from {self.source}: {len(self.loaded) + len(self.adapted)} tensors"
-            f"{adapted}{skipped}."
+        """A few lines for logs: the source, and how many tensors of which part of the network became what."""
+        lines = {
+            "tensors loaded": _counts(self.loaded),
+            "tensors adapted to the input channels": ", ".join(self.adapted),
+            "tensors left in the file": _counts(self.skipped),
+            "tensors with initial values": _counts(self.fresh),
+        }
+        return "\n".join(
+            [f"weights: {self.source}", *(f"  {key}: {value}" for key, value in lines.items() if value)]
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -54,8 +62,29 @@ class LoadReport:
         return asdict(self)
 
 
+def load_pretrained(network: UNet, path: Path | str) -> LoadReport:
+    """Copy what was pre-trained into a network for segmentation: the encoder, and the decoder as far as it was.
+
+    As `load_encoder`, and besides it copies the decoder's blocks of a checkpoint that has some and no `decoder.head`:
+    whole levels, from the coarsest map on. A decoder with a head belongs to the task that it was trained for, and is
+    left.
+    """
+    weights = read_weights(path)
+    found = {name for name in weights if name.startswith(DECODER_PREFIX)}
+    if any(name.startswith(f"{DECODER_PREFIX}head.") for name in found):
+        found = set()
+    expected: set[str] = set()
+    for level in network.decoder.levels:
+        if found <= expected:
+            break
+        for name in network.decoder.block_names(level):
+            block = network.decoder.get_submodule(name)
+            expected.update(block.state_dict(prefix=f"{DECODER_PREFIX}{name}."))
+    return _transfer(network, weights, path, found | expected)
+
+
 def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
-    """Copy the encoder of a checkpoint into the `encoder` of a network.
+    """Copy the encoder of a checkpoint into the `encoder` of a network of any kind.
 
     `path` is anything that `read_weights` reads. Only tensors named `encoder.*` are copied, and all of the
     network's must be there. Where exactly one side is made for a single input channel, the convolution of the
@@ -65,27 +94,7 @@ def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
     Returns the LoadReport. Raises SuperCLError, and leaves the network as it was, where tensors are missing,
     are unknown to the network or have another shape.
     """
-    weights = read_weights(path)
-    encoder = network.get_submodule("encoder")
-    expected = {ENCODER_PREFIX + name: tensor.shape for name, tensor in encoder.state_dict().items()}
-    found = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PREFIX)}
-
-    adapted = [
-        name
-        for name in found
-        if name in expected and _only_channels_differ(found[name].shape, expected[name])
-    ]
-    for name in adapted:
-        found[name] = _with_channels(found[name], expected[name][1])
-
-    check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
-    encoder.load_state_dict({name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in found.items()})
-    return LoadReport(
-        source=str(path),
-        loaded=tuple(name for name in found if name not in adapted),
-        adapted=tuple(adapted),
-        skipped=tuple(name for name in weights if name not in found),
-    )
+    return _transfer(network, read_weights(path), path, set())
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -173,6 +182,44 @@ def read_torch_file(path: Path, device: torch.device | str) -> Any:
         else:
             found = "no torch file"
         raise _no_checkpoint(path, found) from error
+
+
+def _transfer(
+    network: nn.Module, weights: Mapping[str, Tensor], path: Path | str, decoder: Set[str]
+) -> LoadReport:
+    """Copy the encoder, and what `decoder` names, into the network; both sides must have all of it."""
+    state = network.state_dict()
+
+    def is_moved(name: str) -> bool:
+        return name.startswith(ENCODER_PREFIX) or name in decoder
+
+    expected = {name: tensor.shape for name, tensor in state.items() if is_moved(name)}
+    found = {name: tensor for name, tensor in weights.items() if is_moved(name)}
+    adapted = [
+        name
+        for name in found
+        if name in expected
+        and name.startswith(ENCODER_PREFIX)
+        and _only_channels_differ(found[name].shape, expected[name])
+    ]
+    for name in adapted:
+        found[name] = _with_channels(found[name], expected[name][1])
+
+    check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
+    network.load_state_dict(found, strict=False)
+    return LoadReport(
+        source=str(path),
+        loaded=tuple(name for name in expected if name not in adapted),
+        adapted=tuple(adapted),
+        skipped=tuple(name for name in weights if name not in found),
+        fresh=tuple(name for name in state if name not in found),
+    )
+
+
+def _counts(names: Iterable[str]) -> str:
+    """How many tensors are of which part of a network."""
+    parts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{count} of {part}" for part, count in parts.items())
 
 
 def _weights_file(path: Path | str) -> Path:
