@@ -253,7 +253,8 @@ def _inspect_meta(path: Path) -> VolumeFile:
     end = re.search(rb"^ElementDataFile\s*[=:].*$", start, re.MULTILINE)
     if end is None or not re.match(rb"[\w \t]+[=:]", start):
         raise foreign(path, start, "a MetaImage header")
-    fields = _fields(path, _lines(path, start[: end.end()]), r"\w+")
+    # SimpleITK writes what it knows of a NIfTI file as further fields, such as `dim[0] = 3`.
+    fields = _fields(path, _lines(path, start[: end.end()]), r"\w+(?:\[\d+\])?")
     num_axes, axes = fields.get("ndims"), fields.get("dimsize", "")
     if num_axes not in ("2", "3", "4") or len(axes.split()) != int(num_axes):
         raise damaged(path, f"NDims {num_axes!r} and DimSize {axes!r}", expected="2 to 4 axes")

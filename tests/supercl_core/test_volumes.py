@@ -302,6 +302,15 @@ def test_a_series_of_multi_channel_volumes_is_refused(tmp_path: Path) -> None:
 # ---- what a header declares, against the file that it is in
 
 
+def test_a_metaimage_made_from_nifti_is_read(tmp_path):
+    """SimpleITK copies the fields of the NIfTI header into it, some with an index in their name."""
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), tmp_path / "scan.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "scan.nii.gz"), tmp_path / "scan.mhd")
+    assert "dim[0] = 3" in (tmp_path / "scan.mhd").read_text()
+    np.testing.assert_array_equal(read_volume(tmp_path / "scan.mhd").array_CZYX[0], voxels)
+
+
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.mha", "scan.mhd"])
 def test_a_volume_of_terabytes_is_refused_before_memory_is_asked_for(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
