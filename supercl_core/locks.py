@@ -16,8 +16,9 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -92,6 +93,20 @@ def hold(path: Path) -> Iterator[str]:
             _remove(path, owner.token)
             with suppress(OSError):  # another holder has work there
                 wip_path(path).rmdir()
+
+
+@contextmanager
+def hold_in_turn(path: Path) -> Iterator[str]:
+    """`hold`, after the others that want it too: for what is held for moments, such as one file of many writers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            try:
+                owner = stack.enter_context(hold(path))
+                break
+            except CacheError:
+                time.sleep(0.1)
+        yield owner
 
 
 def check_lock(path: Path, token: str) -> None:

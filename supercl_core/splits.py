@@ -13,10 +13,11 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -54,22 +55,42 @@ class Split:
             )
 
 
-def read_split(file: str, case_ids: list[str], *, data_set: str, num_labelled: int | None) -> Split:
+def read_split(
+    file: str,
+    case_ids: list[str],
+    *,
+    data_set: str,
+    num_labelled: int | Literal["all"] | None,
+    rows: Sequence[CaseRow] = (),
+) -> Split:
     """Read a split and turn its keys into ids of `case_ids` (all cases of the cache, sorted).
 
     `file` is a path, or `path:SECTION` for a file with several data sets; without a section the one whose name
-    matches `data_set` is taken. `num_labelled` counts keys: a count that the file lists is used as it is, a
-    smaller one takes the first keys of the smallest list; None takes no labelled case (pre-training).
+    matches `data_set` is taken. `num_labelled` counts keys. A count that the file lists is used as it is. Any other
+    takes the first keys of all lists together, shorter lists first, so that such counts are nested. "all" takes every
+    case with ground truth but the test cases and those of identical content. None takes no case (pre-training).
+    With `rows`, the cases of the cache, which "all" needs, what they hold is checked too.
 
-    Raises UsageError for an unreadable file, an unknown section, count or case, and when a case is both
-    labelled and for testing.
+    Raises UsageError for an unreadable file, an unknown section, count or case, a case that is listed twice or is
+    both labelled and for testing and, with `rows`, a labelled case without ground truth or with the content of a test
+    case.
     """
     section = _section(file, data_set)
-    test_keys: list[Key] = section["test"]
-    labelled_keys = [] if num_labelled is None else _labelled_keys(section, num_labelled, file)
-    test = _resolve(test_keys, case_ids, file)
-    labelled = _resolve(labelled_keys, case_ids, file)
-    return Split(file=file, labelled=tuple(labelled), test=tuple(test), num_labelled_keys=len(labelled_keys))
+    test = _resolve(section["test"], case_ids, file)
+    if num_labelled == "all":
+        assert rows, "only the rows of a cache tell which cases have a ground truth"
+        left_out = {*test, *identical_to(rows, test)}
+        labelled = [row.id for row in rows if row.has_ground_truth and row.id not in left_out]
+        numbers = [patient_number(case_id) for case_id in labelled]
+        num_keys = len({id if of is None else of for id, of in zip(labelled, numbers, strict=True)})
+    else:
+        keys = [] if num_labelled is None else _labelled_keys(section, num_labelled, file)
+        labelled, num_keys = _resolve(keys, case_ids, file), len(keys)
+    split = Split(file=file, labelled=tuple(labelled), test=tuple(test), num_labelled_keys=num_keys)
+    if rows:
+        _check_ground_truth(split, rows)
+        check_contents(split, rows)
+    return split
 
 
 def identical_to(rows: Sequence[CaseRow], case_ids: Iterable[str]) -> tuple[str, ...]:
@@ -113,6 +134,30 @@ def check_contents(split: Split, rows: Sequence[CaseRow]) -> None:
             found=some_of(both),
             next_step="Remove them from one of the lists; `supercl split CACHE FILE` keeps identical cases together.",
         )
+
+
+def fold_numbers(case_ids: Sequence[str], rows: Sequence[CaseRow], *, num_folds: int) -> list[int]:
+    """Cut labelled cases into folds for validation: the fold of each of `case_ids`, 0 to `num_folds` - 1.
+
+    Patients (`cases.patients` of `rows`, all cases of the cache) are dealt to the folds in the order in which
+    `case_ids` names them, so a patient is in one fold with all its cases, folds differ by one patient at most, and a
+    case that is in nested lists has the same fold in each.
+
+    Raises UsageError for fewer than two folds, and for more folds than patients.
+
+    Example:
+        [0, 0, 1, 1, 0, 0] for two frames each of three patients and two folds.
+    """
+    patient = dict(zip([row.id for row in rows], patients(rows).tolist(), strict=True))
+    order = {number: index for index, number in enumerate(dict.fromkeys(patient[case] for case in case_ids))}
+    if not 2 <= num_folds <= len(order):
+        raise UsageError(
+            f"The labelled cases cannot be cut into {num_folds} folds.",
+            expected="at least 2 folds, and as many labelled patients",
+            found=f"{num_folds} folds, {len(order)} patients ({some_of(case_ids)})",
+            next_step="Use more labelled cases, or fewer folds.",
+        )
+    return [order[patient[case]] % num_folds for case in case_ids]
 
 
 def write_random_split(
@@ -221,16 +266,28 @@ def _labelled_keys(section: dict[str, Any], num_labelled: int, file: str) -> lis
     lists = {int(count): keys for count, keys in section["labelled"].items()}
     if num_labelled in lists:
         return lists[num_labelled]
-    if 0 < num_labelled < min(lists):
-        return lists[min(lists)][:num_labelled]
+    in_order = list(dict.fromkeys(key for count in sorted(lists) for key in lists[count]))
+    if 0 < num_labelled <= len(in_order):
+        return in_order[:num_labelled]
     raise UsageError(
-        f"The split has no list of {num_labelled} labelled cases.",
+        f"The split has no {num_labelled} labelled cases.",
         where=file,
-        expected=f"one of {', '.join(map(str, sorted(lists)))}"
-        + (f", or fewer than {min(lists)}" if min(lists) > 1 else ""),
+        expected=f"1 to {len(in_order)}, such as {', '.join(map(str, sorted(lists)))}",
         found=num_labelled,
         next_step="Ask for one of these with --labelled.",
     )
+
+
+def _check_ground_truth(split: Split, rows: Sequence[CaseRow]) -> None:
+    with_ground_truth = {row.id for row in rows if row.has_ground_truth}
+    if without := [case_id for case_id in split.labelled if case_id not in with_ground_truth]:
+        raise UsageError(
+            "Labelled cases of the split have no ground truth.",
+            where=split.file,
+            expected="a label map for every labelled case",
+            found=some_of(without),
+            next_step="Take them out of the split, or preprocess them with their label maps.",
+        )
 
 
 def _resolve(keys: list[Key], case_ids: list[str], file: str) -> list[str]:
@@ -245,7 +302,16 @@ def _resolve(keys: list[Key], case_ids: list[str], file: str) -> list[str]:
             found=some_of([str(key)[:200] for key in unknown]),
             next_step="Use the cache of the data set that the split was made for.",
         )
-    return [case_id for key in keys for case_id in known[key]]
+    cases = [case_id for key in keys for case_id in known[key]]
+    if repeated := [case_id for case_id, count in Counter(cases).items() if count > 1]:
+        raise UsageError(
+            "The split names cases twice in one list.",
+            where=file,
+            expected="each case once",
+            found=some_of(repeated),
+            next_step="Remove the repeated keys from the list.",
+        )
+    return cases
 
 
 def _cases_by_key(case_ids: list[str]) -> dict[Key, list[str]]:

@@ -14,7 +14,14 @@ from made_caches import write_noise
 from supercl_core.cases import CaseRow
 from supercl_core.errors import UsageError
 from supercl_core.schema import STATISTICS
-from supercl_core.splits import Split, check_contents, identical_to, read_split, write_random_split
+from supercl_core.splits import (
+    Split,
+    check_contents,
+    fold_numbers,
+    identical_to,
+    read_split,
+    write_random_split,
+)
 
 HIPPOCAMPUS = [f"hippocampus_{index:03d}" for index in range(1, 40, 3)]
 ACDC = [f"patient{patient:03d}_frame{frame:02d}" for patient in (1, 2, 10, 100) for frame in (1, 12)]
@@ -59,6 +66,54 @@ def test_fewer_than_published_takes_the_first_keys_of_the_smallest_list(publishe
     assert read_split(published, ACDC, data_set="ACDC", num_labelled=2 - 1).num_labelled_keys == 1
     split = read_split(published, HIPPOCAMPUS, data_set="Hippocampus", num_labelled=1)
     assert split.labelled == (HIPPOCAMPUS[9],)
+
+
+def test_counts_between_and_above_the_published_ones_are_nested(published: str) -> None:
+    cases = {
+        count: read_split(published, HIPPOCAMPUS, data_set="Hippocampus", num_labelled=count).labelled
+        for count in (1, 2, 3, 4, 5)
+    }
+    names = tuple(HIPPOCAMPUS[key] for key in (9, 0, 1, 2, 3))
+    assert cases == {1: names[:1], 2: names[:2], 3: names[:3], 4: (names[0], *names[2:]), 5: names}
+
+
+def test_all_labelled_leaves_out_test_cases_under_any_name_and_cases_without_labels(tmp_path: Path) -> None:
+    file = write(tmp_path, {"labelled": {"1": ["a"]}, "test": ["c", "f"]})
+    cases = rows("abc", identical="bc") + rows("d", has_ground_truth=False) + rows("efg")
+    split = read_split(file, list("abcdefg"), data_set="any", num_labelled="all", rows=cases)
+    assert split.labelled == ("a", "e", "g")
+    assert split.test == ("c", "f")
+    assert split.num_labelled_keys == 3
+
+
+def test_all_labelled_counts_patients(published: str) -> None:
+    split = read_split(published, ACDC, data_set="ACDC", num_labelled="all", rows=rows(ACDC))
+    assert split.num_labelled_keys == 3
+    assert split.labelled == tuple(ACDC[:2] + ACDC[4:])
+
+
+# ---- folds
+
+
+def test_folds_hold_whole_patients_and_differ_by_one_at_most() -> None:
+    cases = [f"patient{patient:03}_frame{frame}" for patient in (7, 3, 9, 1, 5) for frame in ("01", "12")]
+    folds = fold_numbers(cases, rows(sorted(cases)), num_folds=2)
+    assert folds == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+    together = rows("abcde", identical="ad")
+    assert fold_numbers(list("abcde"), together, num_folds=3) == [0, 1, 2, 0, 0]
+
+
+def test_a_case_keeps_its_fold_when_the_list_gets_longer() -> None:
+    assert fold_numbers(list("hcabd"), rows("abcdefgh"), num_folds=3)[:3] == fold_numbers(
+        list("hca"), rows("abcdefgh"), num_folds=3
+    )
+
+
+@pytest.mark.parametrize("num_folds", [-1, 0, 1, 3])
+def test_more_folds_than_patients_are_refused(num_folds: int) -> None:
+    with pytest.raises(UsageError, match=f"into {num_folds} folds") as caught:
+        fold_numbers(list("acd"), rows("abcd", identical="cd"), num_folds=num_folds)
+    assert caught.value.found == f"{num_folds} folds, 2 patients (a, c, d)"
 
 
 def test_pretraining_takes_no_labelled_case(published: str) -> None:
@@ -277,11 +332,41 @@ def test_unknown_section_is_refused_with_those_there_are(published: str) -> None
         read_split(f"{published}:CHAOS", ACDC, data_set="ACDC", num_labelled=1)
 
 
-@pytest.mark.parametrize("count", [0, -1, 3, 99])
-def test_unknown_count_is_refused_with_those_there_are(count: int, published: str) -> None:
+@pytest.mark.parametrize("count", [0, -1, 6, 99])
+def test_counts_that_cannot_be_are_refused_with_those_there_are(count: int, published: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_split(published, HIPPOCAMPUS, data_set="Hippocampus", num_labelled=count)
-    assert caught.value.expected == "one of 2, 4, or fewer than 2"
+    assert caught.value.expected == "1 to 5, such as 2, 4"
+
+
+@pytest.mark.parametrize(("labelled", "test"), [(["b", "c", "b"], ["a"]), (["b"], ["a", "c", "c"])])
+def test_a_case_that_is_listed_twice_is_refused(labelled: list[str], test: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path, {"labelled": {"1": labelled}, "test": test})
+    with pytest.raises(UsageError, match="twice in one list") as caught:
+        read_split(file, ["a", "b", "c"], data_set="any", num_labelled=1)
+    assert caught.value.found in ("b", "c")
+
+
+def test_two_names_of_one_case_are_one_case(tmp_path: Path) -> None:
+    file = write(tmp_path, {"labelled": {"2": [1, "b"]}, "test": ["a"]})
+    with pytest.raises(UsageError, match="twice in one list") as caught:
+        read_split(file, ["a", "b", "c"], data_set="any", num_labelled=2)
+    assert caught.value.found == "b"
+
+
+def test_labelled_cases_without_ground_truth_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, {"labelled": {"3": ["a", "c", "b"]}, "test": ["d"]})
+    cases = rows("ad") + rows("bc", has_ground_truth=False)
+    assert read_split(file, list("abcd"), data_set="any", num_labelled=1, rows=cases).labelled == ("a",)
+    with pytest.raises(UsageError, match="no ground truth") as caught:
+        read_split(file, list("abcd"), data_set="any", num_labelled=3, rows=cases)
+    assert caught.value.found == "c, b"
+
+
+def test_a_labelled_case_with_the_content_of_a_test_case_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, {"labelled": {"1": ["a"]}, "test": ["d"]})
+    with pytest.raises(UsageError, match="identical content"):
+        read_split(file, list("abd"), data_set="any", num_labelled=1, rows=rows("abd", identical="ad"))
 
 
 @pytest.mark.parametrize(
@@ -322,9 +407,10 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_many_keys_of_many_cases_take_no_time_that_is_their_product(tmp_path: Path) -> None:
     case_ids = [f"patient{number:05d}_frame01" for number in range(20_000)]
-    file = write(tmp_path, {"labelled": {"1": ["x"]}, "test": [*range(20_000), *case_ids]})
+    keys = [*range(10_000), *case_ids[10_000:]]
+    file = write(tmp_path, {"labelled": {"1": ["x"]}, "test": keys})
     start = time.process_time()
-    assert len(read_split(file, case_ids, data_set="any", num_labelled=None).test) == 40_000
+    assert len(read_split(file, case_ids, data_set="any", num_labelled=None).test) == 20_000
     assert time.process_time() - start < 2
 
 
