@@ -165,9 +165,9 @@ def train_and_score(
     from supercl_core.splits import read_split
     from train import finetune, pretrain
     from train.evaluate import evaluate
-    from train.finetuning import FinetuneConfig
     from train.methods import PretrainConfig
     from train.metrics import MEAN
+    from train.recipes import FinetuneConfig
     from train.runs import read_evaluation
 
     torch.set_num_threads(1)

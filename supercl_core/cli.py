@@ -41,8 +41,12 @@ COMMANDS: Final = {
     "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
     "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
     "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network (resumes)."),
-    "evaluate": _Entry("train.commands", "train", "Segment a run's test cases and score them."),
-    "report": _Entry("train.commands", "train", "Write one HTML page on runs; print their comparison."),
+    "evaluate": _Entry(
+        "train.scoring_commands", "train", "Score a run's test cases, or others' predictions."
+    ),
+    "predict": _Entry("train.scoring_commands", "train", "Segment volumes with a fine-tuned run (resumes)."),
+    "study": _Entry("train.study_commands", "train", "Compare methods over counts and seeds (resumes)."),
+    "report": _Entry("train.commands", "train", "Write one HTML page on runs or a study."),
     "doctor": _Entry("supercl_core.commands", "", "Show versions, devices and what is missing."),
 }
 

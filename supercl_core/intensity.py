@@ -1,10 +1,12 @@
 """Intensities: how the cache stores them, and the window that superpixels look through. NumPy only.
 
-Called by preprocessing (per volume and slice). Training normalises on its own device, from the statistics.
+Called by preprocessing (per volume and slice) and by prediction. Training normalises on its own device, from the
+statistics.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +17,9 @@ from supercl_core.errors import SuperCLError
 
 _LARGEST_ERROR: Final = 1e-3
 """Of what is stored in single precision, as a part of the volume's range: a thousand greys at least are left."""
+
+_PERCENTILES: Final = (0.5, 99.5)
+"""Window of the training's normalisation, in percent of the voxels of a channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,34 @@ def quantised(image: StoredImage, window: tuple[float, float]) -> StoredImage:
         largest_error=image.largest_error + error,
         num_clipped=num_clipped,
     )
+
+
+def normalisation_window(image: StoredImage) -> np.ndarray:
+    """Low, high, mean and standard deviation of each channel, in stored units: float32 (c, 4).
+
+    Low and high are the 0.5 and 99.5 percentiles (linear, in float64); mean and standard deviation are taken after
+    clipping to these, and that of a constant channel is given as 1. The same as from the statistics of a cached case
+    (`train.data.normalisation_windows`), for a volume that is in no cache.
+    """
+    return np.array([_window(channel_ZYX) for channel_ZYX in image.array_CZYX], np.float32)
+
+
+def _window(channel_ZYX: np.ndarray) -> tuple[float, float, float, float]:
+    places = [(channel_ZYX.size - 1) * (percent / 100) for percent in _PERCENTILES]
+    ranks = [rank for place in places for rank in (math.floor(place), math.ceil(place))]
+    ordered = np.partition(channel_ZYX, ranks, axis=None)[ranks].astype(np.float64)
+    low, high = (
+        np.interp(place % 1, (0, 1), pair) for place, pair in zip(places, np.split(ordered, 2), strict=True)
+    )
+    middle = (low + high) / 2  # differences to it are small, so that their squares lose no digits
+    total = squares = 0.0
+    for part_YX in channel_ZYX:
+        differences = np.clip(part_YX.astype(np.float64), low, high) - middle
+        total += differences.sum()
+        squares += np.square(differences).sum()
+    mean = total / channel_ZYX.size
+    variance = squares / channel_ZYX.size - mean**2
+    return low, high, middle + mean, math.sqrt(variance) if variance > 0 else 1.0
 
 
 def _slices(array_CZYX: np.ndarray) -> Iterator[np.ndarray]:

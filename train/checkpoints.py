@@ -1,8 +1,8 @@
 """The full state of a run on disk: written atomically, the last ones kept, and restored.
 
-State is the step, the network, the optimiser, the scale of float16's gradients, and weak labels that were computed
-while training. The learning rate, the generators and the position in the order of slices are functions of
-(seed, step), so they need none. Called by `train.loop`.
+State is the step, the network, the optimiser, the scale of float16's gradients, the average of the weights, and weak
+labels that were computed while training. The learning rate, the generators and the position in the order of slices
+are functions of (seed, step), so they need none. Called by `train.loop`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from supercl_core.errors import SuperCLError
 from supercl_core.files import atomic_file
+from train.averaging import WeightAverage
 from train.models.weights import read_torch_file
 from train.refresh import Refresh
 
@@ -29,6 +31,7 @@ class State:
     scaler: torch.amp.GradScaler
     """Without effect but for float16."""
     refresh: Refresh | None = None
+    average: WeightAverage[Any] | None = None
 
 
 def save_checkpoint(folder: Path, step: int, state: State, *, keep: int) -> None:
@@ -68,7 +71,5 @@ def load_checkpoint(folder: Path, state: State, device: torch.device) -> int:
         ) from error
 
 
-def _parts(
-    state: State,
-) -> list[tuple[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler | Refresh]]:
+def _parts(state: State) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in vars(state).items() if part is not None]

@@ -1,4 +1,7 @@
-"""The commands of the training half: `describe`, `pretrain`, `finetune`, `evaluate`, `report`."""
+"""The commands of the training half: `describe`, `pretrain`, `finetune`, `report`.
+
+Those that score are in `train.scoring_commands`, studies in `train.study_commands`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -34,13 +37,22 @@ def _settings_options(presets: str) -> Callable[[Any], Any]:
     return decorate
 
 
+class _Labelled(click.ParamType):
+    """A number from 1, or `all`."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else click.IntRange(min=1).convert(value, param, ctx)
+
+
 class _WithSettings(click.Command):
     """A command whose help ends with its settings, their defaults and meanings, read from the dataclass."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         from importlib import import_module
 
-        name = {"pretrain": "methods", "finetune": "finetuning"}[str(self.name)]
+        name = {"pretrain": "methods", "finetune": "recipes"}[str(self.name)]
         config = getattr(import_module(f"train.{name}"), f"{str(self.name).capitalize()}Config")
         with formatter.section("Settings (for --config and --set), their defaults and meanings"):
             formatter.write_dl(_setting_rows(config()))
@@ -190,15 +202,19 @@ def pretrain(
     help="Labelled cases and test cases.",
 )
 @click.option(
-    "--labelled", required=True, type=click.IntRange(min=1), help="How many labelled cases (keys) to use."
+    "--labelled",
+    required=True,
+    metavar="N|all",
+    type=_Labelled(),
+    help="How many labelled cases (keys of the split) to use, or all outside of the test list.",
 )
-@_settings_options("published, demo")
+@_settings_options("strong (the default), published, demo")
 def finetune(
     cache: Path,
     run: Path,
     init: str,
     split: str,
-    labelled: int,
+    labelled: int | Literal["all"],
     preset: str | None,
     config_path: Path | None,
     assignments: tuple[str, ...],
@@ -215,8 +231,8 @@ def finetune(
     from supercl_core.cache_reader import open_cache
     from supercl_core.config import resolve
     from supercl_core.splits import read_split
-    from train.finetuning import PRESETS, FinetuneConfig
     from train.finetuning import finetune as start
+    from train.recipes import PRESETS, FinetuneConfig
     from train.runs import read_run
 
     config = resolve(
@@ -225,7 +241,7 @@ def finetune(
     opened = open_cache(cache)
     _say_missing(opened)
     ids = [row.id for row in opened.rows]
-    cases = read_split(split, ids, data_set=opened.name, num_labelled=labelled)
+    cases = read_split(split, ids, data_set=opened.name, num_labelled=labelled, rows=opened.rows)
     weights_path = start(opened, run, split=cases, init=init, config=config)
     if seen := read_run(run)["unlabelled_test_cases_seen"]:
         _note(f"{seen} of {len(cases.test)} test cases were among the pre-training images (without labels)")
@@ -233,41 +249,29 @@ def finetune(
 
 
 @click.command()
-@click.argument("run", type=_PATH)
-@click.argument("cache", type=_PATH)
-@click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
-def evaluate(run: Path, cache: Path, device: str) -> None:
-    """Segment the test cases of the fine-tuned RUN and score them: DSC, JC, HD95 and ASD per case.
-
-    Writes RUN/predictions (NIfTI, in the geometry of the sources) and RUN/evaluation.json, and prints a table.
-
-    \b
-    Example:  supercl evaluate runs/pretrained heart.zarr
-    """
-    from supercl_core.cache_reader import open_cache
-    from train.evaluate import evaluate as start
-
-    start(run, open_cache(cache), device_name=device)
-    _print_comparison([run])
-
-
-@click.command()
-@click.argument("run_paths", metavar="RUN...", nargs=-1, required=True, type=_PATH)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="The page to write.")
 @click.option("--cache", type=_PATH, help="The cache, where it has moved since the runs.")
-def report(run_paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
-    """Write one self-contained HTML page on one or more RUNs, and print how they compare.
+def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
+    """Write one self-contained HTML page on one or more runs, or on one study, and print how they compare.
 
-    The first fine-tuned run is the baseline of the comparison.
+    The first fine-tuned run is the baseline of the comparison of runs.
 
     \b
     Example:  supercl report runs/scratch runs/pretrained runs/pretrain -o report.html
+              supercl report studies/heart -o study.html
     """
-    from train.report import write_report
-    from train.runs import read_run
+    from rich.console import Console
 
-    write_report(list(run_paths), output, cache_path=cache)
-    _print_comparison([run for run in run_paths if read_run(run)["kind"] == "finetune"])
+    from train.comparison import compare, render_table
+    from train.report import is_study, write_report
+    from train.study_results import read_results, render_results
+
+    write_report(list(paths), output, cache_path=cache)
+    if is_study(paths[0]):
+        Console().print(render_results(read_results(paths[0])))
+    elif evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
+        Console().print(render_table(compare(evaluated)))
     click.echo(f"report: {output}")
 
 
@@ -278,13 +282,3 @@ def _say_missing(cache: Any) -> None:
 
 def _note(text: str) -> None:
     click.echo(f"note: {text}", err=True)
-
-
-def _print_comparison(run_paths: list[Path]) -> None:
-    from rich.console import Console
-
-    from train.comparison import compare, render_table
-
-    evaluated = [path for path in run_paths if (path / "evaluation.json").exists()]
-    if evaluated:
-        Console().print(render_table(compare(evaluated)))

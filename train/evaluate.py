@@ -1,149 +1,207 @@
-"""Evaluation: the test cases of a fine-tuned run, segmented volume by volume and scored per case.
+"""Evaluation: label maps scored per case against the ground truth of a cache, of a run or of a folder of predictions.
 
-Called by `supercl evaluate`. Metrics are `train.metrics`; this module brings network, volumes and files together.
+Called by `supercl evaluate`, by studies and from Python. Segmenting is `train.inference`, metrics are `train.metrics`.
+This module brings cases, label maps and files together, and decides which cases are looked at.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
-import torch
 
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache, CachedCase
-from supercl_core.errors import CacheError, UsageError
-from supercl_core.files import write_json
+from supercl_core.errors import CacheError, CasesFailedError, StorageError, SuperCLError, UsageError
+from supercl_core.files import write_json, write_text
 from supercl_core.progress import progress
 from supercl_core.volumes import write_label_map
 from train import runs
-from train.data import normalisation_window, normalise_images
+from train.data import automatic_patch_size, normalisation_window
 from train.device import select_device
-from train.metrics import score_case, summarise
-from train.models.backbones import build_encoder
-from train.models.unet import UNet
-from train.models.weights import check_same_architecture, read_weights
-from train.pretraining import network_channels, repeat_channels
+from train.inference import InferenceSettings, check_finished, load_network, segment
+from train.metrics import METRICS, MISSING_RULE, score_case, summarise
+from train.paper_protocol import PaperScores
+from train.prediction_files import files_by_case, read_prediction
+from train.pretraining import network_channels
 
-SLICES_AT_ONCE: Final = 16
-"""Slices of a volume that go through the network together."""
+Protocol = Literal["volume", "paper"]
+
+_CSV_COLUMNS: Final = ("case", "class", *METRICS, "state")
 
 
-def evaluate(run_path: Path, cache: Cache, *, device_name: str = "auto") -> dict[str, Any]:
-    """Segment and score all test cases of a fine-tuned run; return what `evaluation.json` holds.
+def evaluate(
+    run_path: Path,
+    cache: Cache,
+    *,
+    device_name: str = "auto",
+    part: runs.Part = "test",
+    protocol: Protocol = "volume",
+    crop: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """Segment and score the test or validation cases of a fine-tuned run; return what `evaluation.json` holds.
 
-    Writes `RUN/predictions/<case>.nii.gz` in the geometry of the sources and `RUN/evaluation.json`. Distances are
-    in mm, or in voxels when one of the test cases has no known spacing.
+    Writes the label maps `RUN/predictions/<case>.nii.gz` in the geometry of the sources, `RUN/evaluation.json` and the
+    same rows in `RUN/evaluation.csv`; for the validation cases these are `validation_predictions`, `validation.json`
+    and `validation.csv`. Distances are in mm, or in voxels when one of the cases has no known spacing. `protocol`
+    paper adds the scores of the published code (`train.paper_protocol`), within `crop` (rows and columns) or, where
+    that is None, the patch that the run was trained on.
 
-    Raises UsageError for a run that is not fine-tuned, not finished or without test cases, CacheError for a cache
-    of other classes, or without the ground truth of a test case; nothing is written then.
+    Raises UsageError for a run that is not fine-tuned, not finished or without such cases, CacheError for a cache
+    of other classes, or without the ground truth of a case; nothing is written then.
     """
+    assert crop is None or protocol == "paper", crop
     run = runs.read_run(run_path)
-    _check_run(run, run_path, cache)
+    check_finished(run, run_path)
+    settings = InferenceSettings.from_run(run)
+    _check_run(run, run_path, cache, part, settings)
     device = select_device(device_name)
     network = load_network(run, run_path).to(device)
-    cases = [cache.case(case_id) for case_id in run["cases"]["test"]]
+    cases = [cache.case(case_id) for case_id in run["cases"][part]]
     unlabelled = [case.row.id for case in cases if not case.row.has_ground_truth]
     if unlabelled:
         raise CacheError(
-            "Test cases have no ground truth to score against.",
+            f"{part.capitalize()} cases have no ground truth to score against.",
             where=cache.path,
-            expected="a label map for every test case of the split",
+            expected=f"a label map for every {part} case of the split",
             found=", ".join(unlabelled[:5]),
-            next_step="Take these cases out of the split's test list, or preprocess them with their label maps.",
+            next_step=f"Take these cases out of the split's {part} list, or preprocess them with their label maps.",
         )
-    in_mm = all(case.row.spacing_mm is not None for case in cases)
-    rows = []
+    if protocol == "paper" and crop is None:
+        patch = run["config"]["patch_size"] or automatic_patch_size(cache, network.encoder.strides[-1])
+        crop = (patch[0], patch[1])
+    scores = _Scores(cache, cases, crop=crop)
+    folder_name = "predictions" if part == "test" else "validation_predictions"
     with progress("evaluate", total=len(cases), unit="cases") as advance:
         for case in cases:
-            prediction_ZYX = segment(network, case, device=device)
-            write_label_map(
-                run_path / "predictions" / f"{case.row.id}.nii.gz", prediction_ZYX, case.geometry()
+            prediction_ZYX = segment(
+                network,
+                case.read("image", slice(None)).swapaxes(0, 1),
+                normalisation_window(case),
+                settings=settings,
+                device=device,
             )
-            truth_ZYX = case.read("ground_truth", slice(None))
-            scores = score_case(
-                prediction_ZYX,
-                truth_ZYX,
-                class_names=cache.class_names,
-                spacing_mm=case.row.spacing_mm if in_mm else None,
-            )
-            rows += [{"case": case.row.id, **score.as_dict()} for score in scores]
+            write_label_map(run_path / folder_name / f"{case.row.id}.nii.gz", prediction_ZYX, case.geometry())
+            scores.add(case, prediction_ZYX)
             advance(note=case.row.id)
-    result = {
-        "protocol": "per case, 3-D, in the source's geometry",
-        "unit": "mm" if in_mm else "voxel",
-        "class_names": list(cache.class_names),
-        "rows": rows,
-        "summary": summarise(rows),
-        "provenance": provenance.record(),
-    }
-    write_json(run_path / "evaluation.json", result)
+    result = {**scores.result(), "part": part}
+    _write(run_path / runs.EVALUATION_OF[part], result)
     return result
 
 
-def load_network(run: dict[str, Any], run_path: Path) -> UNet:
-    """The trained network of a fine-tuned run, on the CPU, in evaluation mode.
+def evaluate_folder(
+    predictions_path: Path,
+    cache: Cache,
+    *,
+    case_ids: Sequence[str] | None = None,
+    crop: tuple[int, int] | None = None,
+    output_path: Path | None = None,
+) -> dict[str, Any]:
+    """Score label maps that were made elsewhere; return what is written to `PREDICTIONS/evaluation.json` and `.csv`.
 
-    Raises SuperCLError where its weights are missing, or are not those of the model that run.json describes.
+    A file belongs to the case that it is named like (without its ending, and without the `_0000` of nnU-Net), in
+    any format that `supercl_core.volumes` reads, in the geometry of the case's source. `case_ids`: the cases to score,
+    None takes all with ground truth; no other label is read. `crop` adds the scores of the published code within so
+    many rows and columns. `output_path`: the JSON file to write instead.
+
+    Beside what `evaluate` gives, `failed` lists the cases without a score (case and reason), and `unused` the files
+    that belong to none of the cases. Raises CasesFailedError, and writes nothing, where no case could be scored.
     """
-    weights = read_weights(run_path)
-    with torch.device("meta"):  # run.json may ask for more memory than there is
-        expected = _untrained(run).state_dict()
-    check_same_architecture(
-        {name: tensor.shape for name, tensor in expected.items()},
-        {name: tensor.shape for name, tensor in weights.items()},
-        run_path,
-    )
-    network = _untrained(run)
-    network.load_state_dict(weights)
-    return network.eval()
-
-
-@torch.inference_mode()
-def segment(network: UNet, case: CachedCase, *, device: torch.device) -> np.ndarray:
-    """Classes of every voxel of a case, uint8 (z, y, x), slice by slice at the slices' own size.
-
-    Slices are normalised as in training, and padded with their mean to multiples of the network's last stride.
-    """
-    _, num_slices, height, width = case.row.shape
-    window = torch.from_numpy(normalisation_window(case))[None].to(device)
-    in_channels, stride = network.encoder.in_channels, network.encoder.strides[-1]
-    classes = np.empty((num_slices, height, width), np.uint8)
-    padding = (0, -width % stride, 0, -height % stride)
-    for first in range(0, num_slices, SLICES_AT_ONCE):
-        stored = case.read("image", slice(first, first + SLICES_AT_ONCE))
-        images = normalise_images(torch.from_numpy(stored).to(device), window)
-        images = torch.nn.functional.pad(images, padding)
-        logits = network(repeat_channels(images, in_channels))
-        part = logits.argmax(dim=1)[:, :height, :width].to(torch.uint8)
-        classes[first : first + SLICES_AT_ONCE] = part.cpu().numpy()
-    return classes
-
-
-def _untrained(run: dict[str, Any]) -> UNet:
-    """The network that run.json describes, with random weights on PyTorch's default device."""
-    model = run["model"]
-    encoder = build_encoder(model["backbone"], in_channels=model["in_channels"], filters=model["filters"])
-    return UNet(encoder, num_classes=len(run["cache"]["class_names"]))
-
-
-def _check_run(run: dict[str, Any], run_path: Path, cache: Cache) -> None:
-    if run["kind"] != "finetune" or run["status"] != "finished":
-        raise UsageError(
-            "Only a finished fine-tuning run can be evaluated.",
-            where=run_path,
-            expected="kind finetune, status finished",
-            found=f"kind {run['kind']}, status {run['status']}",
-            next_step="Run `supercl finetune` to its end first.",
+    if case_ids is None:
+        case_ids = [row.id for row in cache.done if row.has_ground_truth]
+    known = {row.id for row in cache.done if row.has_ground_truth}
+    scores = _Scores(cache, [cache.case(case_id) for case_id in case_ids if case_id in known], crop=crop)
+    files, unused = files_by_case(predictions_path, case_ids)
+    failed: list[dict[str, str]] = []
+    with progress("evaluate", total=len(case_ids), unit="cases") as advance:
+        for case_id in case_ids:
+            try:
+                case = cache.case(case_id)
+                scores.add(case, read_prediction(files.get(case_id), case, cache.class_names))
+            except StorageError:
+                raise
+            except SuperCLError as error:
+                failed.append({"case": case_id, "reason": error.one_line()})
+            advance(note=case_id)
+    if len(failed) == len(case_ids):
+        raise cases_failed(
+            failed,
+            "No prediction could be scored.",
+            where=predictions_path,
+            next_step="Name the files like the cases, and write them in the geometry of their sources.",
         )
-    if not run["cases"]["test"]:
+    result = {**scores.result(), "part": "folder", "failed": failed, "unused": unused}
+    _write(output_path or predictions_path / "evaluation.json", result)
+    return result
+
+
+def cases_failed(
+    failed: Sequence[dict[str, str]], what: str, *, where: Path, next_step: str
+) -> CasesFailedError:
+    """The error that lists `failed`, each of a `case` and a `reason`."""
+    lines = "".join(f"\n    {entry['case']}: {entry['reason']}" for entry in failed)
+    return CasesFailedError(what, where=where, found=lines, next_step=next_step)
+
+
+class _Scores:
+    """Collects the scores of cases, in one unit for all."""
+
+    def __init__(self, cache: Cache, cases: Sequence[CachedCase], *, crop: tuple[int, int] | None) -> None:
+        self._class_names = cache.class_names
+        self._in_mm = all(case.row.spacing_mm is not None for case in cases)
+        self._paper = None if crop is None else PaperScores(cache.class_names, crop=crop)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, case: CachedCase, prediction_ZYX: np.ndarray) -> None:
+        """Score the segmentation of a case, which has ground truth."""
+        truth_ZYX = case.read("ground_truth", slice(None))
+        spacing_mm = case.row.spacing_mm if self._in_mm else None
+        scores = score_case(prediction_ZYX, truth_ZYX, class_names=self._class_names, spacing_mm=spacing_mm)
+        self._rows += [{"case": case.row.id, **score.as_dict()} for score in scores]
+        if self._paper is not None:
+            self._paper.add(prediction_ZYX, truth_ZYX)
+
+    def result(self) -> dict[str, Any]:
+        """What all evaluations hold."""
+        return {
+            "protocol": "per case, 3-D, in the source's geometry",
+            "unit": "mm" if self._in_mm else "voxel",
+            "missing_rule": MISSING_RULE,
+            "class_names": list(self._class_names),
+            "rows": self._rows,
+            "summary": summarise(self._rows),
+            "paper": None if self._paper is None else self._paper.result(),
+            "provenance": provenance.record(),
+        }
+
+
+def _write(json_path: Path, result: dict[str, Any]) -> None:
+    """The result as JSON, and its rows as CSV beside it; what is undefined is an empty cell."""
+    write_json(json_path, result)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [*_CSV_COLUMNS, "unit"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "unit": result["unit"]} for row in result["rows"])
+    write_text(json_path.with_suffix(".csv"), table.getvalue())
+
+
+def _check_run(
+    run: dict[str, Any], run_path: Path, cache: Cache, part: runs.Part, settings: InferenceSettings
+) -> None:
+    if not run["cases"][part]:
+        test = part == "test"
         raise UsageError(
-            "The run's split has no test case.",
+            f"The run has no {part} case.",
             where=run_path,
-            next_step="Fine-tune with a split that has a test list.",
+            next_step="Fine-tune with a split that has a test list."
+            if test
+            else "Fine-tune with a part of the labelled cases left out: --set validation_folds=5",
         )
-    network_channels(run["model"]["in_channels"], cache.num_channels)
+    network_channels(run["model"]["in_channels"], cache.num_channels * (2 * settings.adjacent_slices + 1))
     if list(cache.class_names) != run["cache"]["class_names"]:
         raise CacheError(
             "The cache has other classes than the run learned.",

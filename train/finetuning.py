@@ -1,16 +1,17 @@
 """Fine-tuning: a U-Net on the labelled cases of a split, from scratch or from a pre-trained encoder.
 
-Called by `supercl finetune` and, as `train.finetune`, from Python. Never looks at a test case: the network that
-is kept is the one after the last step.
+Called by `supercl finetune` and, as `train.finetune`, from Python. Never looks at a test case: the network that is kept
+is that of the last step, or the best one on a validation part of the labelled cases. Settings are `train.recipes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
+import numpy as np
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor
@@ -19,59 +20,28 @@ from torch.nn.functional import cross_entropy
 from supercl_core.cache_reader import Cache
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
-from supercl_core.splits import Split, check_contents, some_of
+from supercl_core.splits import Split, check_contents, fold_numbers, some_of
 from train import runs
-from train.augment import AugmentConfig, geometric_view, intensity_view
-from train.data import Batch, SliceDataset
+from train.augment import geometric_view, intensity_view
+from train.averaging import WeightAverage
+from train.data import Batch, SliceDataset, normalisation_window
 from train.device import prepare, resolve_precision, select_device
-from train.loop import LoopConfig, fit
+from train.inference import InferenceSettings, segment, single_component_classes
+from train.loop import fit
+from train.metrics import dice
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
-from train.models.weights import WEIGHTS_NAME, load_encoder, save_weights
+from train.models.weights import WEIGHTS_NAME, load_pretrained, read_weights, save_weights
 from train.pretraining import network_channels, repeat_channels
+from train.recipes import FinetuneConfig
+from train.run_log import note
+from train.sampling import SliceOrder
 
 SCRATCH: Final = "scratch"
 """The value of `init` that means no pre-trained encoder."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(LoopConfig):
-    """Settings of a fine-tuning run. What the publication sets is in the preset `published`.
-
-    Runs that are compared get the same number of steps, whatever they start from.
-    """
-
-    steps: int = 4_000
-    batch_size: int = 16
-    lr: float = 1e-3
-    final_lr: float = 1e-5
-    warmup_steps: int = 50
-    loss: Literal["dice_ce", "ce"] = "dice_ce"
-    """Soft Dice plus cross-entropy, or cross-entropy alone (published)."""
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(crop=(1.0, 1.0)))
-    """Intensity changes, then mirroring, elastic deformation, rotation and scaling; no random crop (METHOD)."""
-
-
-PRESETS: Final[dict[str, dict[str, Any]]] = {
-    "published": {
-        "loss": "ce",
-        "optimiser": "adam",
-        "lr": 5e-4,
-        "final_lr": 5e-6,
-        "warmup_steps": 0,
-        "weight_decay": 1e-5,
-        "augment": {"p_brightness": 0.0, "p_contrast": 0.0, "p_blur": 0.0},
-    },
-    # No mirroring: on which side an organ lies is what tells the phantom's liver from its spleen.
-    "demo": {
-        "steps": 700,
-        "batch_size": 8,
-        "filters": 8,
-        "lr": 4e-3,
-        "augment": {"mirror_axes": []},
-    },
-}
-"""`published`: METHOD's table. `demo`: minutes on a CPU."""
+BEST_NAME: Final = "best.safetensors"
+"""The network that was best on the validation cases so far."""
 
 
 def finetune(
@@ -82,9 +52,9 @@ def finetune(
     `init`: `scratch`, a pre-training run, or a file of weights. Writes the run folder (`train.runs`) and returns
     the path of its weights.
 
-    Raises UsageError for settings that do not fit the cache, a labelled case with the content of a test case, an
-    encoder that knows labels of test cases, or a run folder of another run, CacheError for a labelled case without
-    ground truth, SuperCLError for weights of another architecture.
+    Raises UsageError for settings that do not fit the cache, a class that no labelled case shows, a labelled case with
+    the content of a test case, weights that know labels of test cases, or a run folder of another run, CacheError for
+    a labelled case without ground truth, SuperCLError for weights of another architecture.
     """
     config = config or FinetuneConfig()
     device = select_device(config.device)
@@ -98,18 +68,39 @@ def finetune(
         )
     check_contents(split, cache.rows)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    in_channels = network_channels(config.in_channels, cache.num_channels)
+    train_ids, validation_ids = _parts(split, cache, config)
+    num_channels = cache.num_channels * (2 * config.adjacent_slices + 1)
+    in_channels = network_channels(config.in_channels, num_channels)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
     dataset = SliceDataset(
         cache,
-        list(split.labelled),
+        train_ids,
         patch_size=config.patch_size,
         ground_truth=True,
         multiple_of=encoder.strides[-1],
+        adjacent_slices=config.adjacent_slices,
+        foreground_share=config.foreground_share,
     )
+    class_slices = dataset.class_slices()
+    _check_classes(class_slices, cache, train_ids)
     network = UNet(encoder, num_classes=len(cache.class_names))
-    report = None if init == SCRATCH else load_encoder(network, init)
+    report = None if init == SCRATCH else load_pretrained(network, init)
+    order = SliceOrder(
+        slices=dataset.slices,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        foreground=class_slices,
+        foreground_share=config.foreground_share,
+    )
+    if config.epochs is not None:
+        config = replace(config, epochs=None, steps=config.epochs * order.steps_per_epoch)
+    settings = InferenceSettings(
+        adjacent_slices=config.adjacent_slices,
+        mirror_axes=config.augment.mirror_axes if config.mirrored_inference else (),
+        largest_component=_in_one_piece(cache, train_ids) if config.largest_component else (),
+        precision=config.precision,
+    )
     model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
     run = runs.start_run(
         run_path,
@@ -117,9 +108,10 @@ def finetune(
             "kind": "finetune",
             "config": as_dict(config),
             "model": {**model, "num_classes": len(cache.class_names)},
+            "inference": {name: value for name, value in asdict(settings).items() if name != "precision"},
             "world_size": 1,
             "cache": runs.describe_cache(cache),
-            "cases": {"train": list(split.labelled), "validation": [], "test": list(split.test)},
+            "cases": {"train": train_ids, "validation": validation_ids, "test": list(split.test)},
             "content_digests": runs.content_digests(cache, split.labelled),
             "split": {"file": split.file, "labelled": split.num_labelled_keys},
             "init": None if report is None else report.as_dict(),
@@ -130,19 +122,79 @@ def finetune(
     weights_path = run_path / WEIGHTS_NAME
     if run["status"] == "finished":
         return weights_path
+    if report is not None:
+        note(report.summary())
+    step = prepare(network, config=config, device=device)
+    average = WeightAverage(network, decay=config.ema_decay) if config.ema_decay else None
+    scored = average.network if average else network
     fit(
         run_path,
         network=network,
         dataset=dataset,
-        compute_losses=SegmentationLosses(
-            prepare(network, config=config, device=device), config=config, in_channels=in_channels
-        ),
+        compute_losses=SegmentationLosses(step, config=config, in_channels=in_channels),
         config=config,
         device=device,
+        order=order,
+        average=average,
+        validation=Validation(
+            network=scored,
+            cache=cache,
+            case_ids=validation_ids,
+            settings=settings,
+            device=device,
+            config=config,
+            run_path=run_path,
+        )
+        if config.validate_every
+        else None,
     )
-    save_weights(network, weights_path, {name: str(value) for name, value in model.items()})
+    if config.keep == "best":
+        scored.load_state_dict(read_weights(run_path / BEST_NAME))
+    described = {**model, "adjacent_slices": config.adjacent_slices}
+    save_weights(scored, weights_path, {name: str(value) for name, value in described.items()})
     runs.finish_run(run_path)
     return weights_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Scores a network on the validation cases while it trains, and saves it where it is the best so far."""
+
+    network: UNet
+    cache: Cache
+    case_ids: Sequence[str]
+    settings: InferenceSettings
+    device: torch.device
+    config: FinetuneConfig
+    run_path: Path
+
+    def due(self, done: int) -> bool:
+        """Every `validate_every` steps, and after the last one."""
+        return done % self.config.validate_every == 0 or done == self.config.steps
+
+    def __call__(self, done: int) -> dict[str, float]:
+        """`validation_dsc`: DSC (0..1) over whole volumes, mean over cases and over the classes that a case shows."""
+        scores = []
+        for case_id in self.case_ids:
+            case = self.cache.case(case_id)
+            prediction_ZYX = segment(
+                self.network,
+                case.read("image", slice(None)).swapaxes(0, 1),
+                normalisation_window(case),
+                settings=self.settings,
+                device=self.device,
+            )
+            of_classes = dice(
+                prediction_ZYX,
+                case.read("ground_truth", slice(None)),
+                num_classes=len(self.cache.class_names),
+            )
+            scores.append(np.nanmean(of_classes[1:]))
+        dsc = float(np.nanmean(scores))
+        logged = [entry.get("validation_dsc", -1.0) for entry in runs.read_metrics(self.run_path)]
+        if self.config.keep == "best" and dsc > max(logged, default=-1.0):
+            save_weights(self.network, self.run_path / BEST_NAME, {"step": str(done)})
+        return {"validation_dsc": dsc}
 
 
 class SegmentationLosses:
@@ -166,6 +218,41 @@ class SegmentationLosses:
         if self._config.loss == "dice_ce":
             terms["loss_dice"] = self._dice(logits, truth[:, None].long())
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+def _parts(split: Split, cache: Cache, config: FinetuneConfig) -> tuple[list[str], list[str]]:
+    """The labelled cases to train on, and those of the fold that is left out for validation."""
+    if not config.validation_folds:
+        return list(split.labelled), []
+    folds = fold_numbers(split.labelled, cache.rows, num_folds=config.validation_folds)
+    parts: tuple[list[str], list[str]] = ([], [])
+    for case_id, fold in zip(split.labelled, folds, strict=True):
+        parts[fold == config.validation_fold].append(case_id)
+    return parts
+
+
+def _check_classes(class_slices: Sequence[np.ndarray], cache: Cache, case_ids: Sequence[str]) -> None:
+    """Raise UsageError for classes that none of the cases to train on shows."""
+    names = cache.class_names[1:]
+    missing = [name for name, slices in zip(names, class_slices, strict=True) if not len(slices)]
+    if missing:
+        raise UsageError(
+            "No labelled case shows a class that is to be learned.",
+            where=cache.path,
+            expected=f"each of {', '.join(names)} in the ground truth of some case",
+            found=f"no voxel of {', '.join(missing)} in {some_of(case_ids)}",
+            next_step="Add cases that show it to the labelled list of the split.",
+        )
+
+
+def _in_one_piece(cache: Cache, case_ids: Sequence[str]) -> tuple[int, ...]:
+    """The classes that come in one piece in the cases to train on."""
+
+    def truths() -> Iterator[np.ndarray]:
+        for case_id in case_ids:
+            yield cache.case(case_id).read("ground_truth", slice(None))
+
+    return single_component_classes(truths(), len(cache.class_names))
 
 
 def _test_cases_seen(init: str, split: Split, cache: Cache) -> int:

@@ -8,13 +8,12 @@ and called is left to `train.device`, what is written to `train.run_log`. Called
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from supercl_core.config import check_setting
 from supercl_core.errors import PreemptedError, SuperCLError, storage_error
 from supercl_core.progress import progress
 from train import distributed
+from train.averaging import WeightAverage
 from train.checkpoints import State, load_checkpoint, save_checkpoint
 from train.data import Batch, SliceDataset
 from train.device import peak_memory
@@ -32,14 +32,39 @@ from train.models.backbones import UNET
 from train.refresh import Refresh
 from train.run_log import live_line, run_log
 from train.sampling import SliceOrder
+from train.stopping import stop_requests
 
 MOST_SKIPPED: Final = 50
 """Steps in a row that float16 may skip because its gradients overflow; finding a scale takes about 16."""
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
 OptimiserName = Literal["sgd", "adam", "adamw"]
 ComputeLosses = Callable[[Batch, torch.Generator], dict[str, Tensor]]
+
+
+class Schedule(NamedTuple):
+    """A learning rate over the steps: linear warm-up, then a half cosine from `highest` to `final`."""
+
+    highest: float
+    final: float
+    warmup_steps: int
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """The learning rate of a step."""
+        if step < self.warmup_steps:
+            return self.highest * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final + (self.highest - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+class Validation(Protocol):
+    """Scores of the network while it trains, on cases that it does not train on."""
+
+    def due(self, done: int) -> bool:
+        """Whether to score after `done` steps."""
+
+    def __call__(self, done: int) -> dict[str, float]:
+        """The scores by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +83,9 @@ class LoopConfig:
     """Channels of the network's first level (f0); fine-tuning needs those of its encoder."""
     in_channels: int | None = None
     """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
+    adjacent_slices: int = 0
+    """Slices before and behind each one that are further channels of its image (2.5-D); fine-tuning needs the number
+    of its encoder."""
     optimiser: OptimiserName = "adamw"
     """adamw, adam, or sgd with a momentum of 0.9 (published)."""
     lr: float
@@ -91,7 +119,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "filters", "log_every", "checkpoint_every", "keep_checkpoints"):
             self.check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("final_lr", "warmup_steps", "weight_decay", "clip_norm", "seed"):
+        for name in ("final_lr", "warmup_steps", "weight_decay", "clip_norm", "seed", "adjacent_slices"):
             self.check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
         self.check("in_channels", self.in_channels is None or self.in_channels >= 1, "at least 1")
         self.check("lr", 0 < self.lr < math.inf, "a number above 0")
@@ -102,22 +130,23 @@ class LoopConfig:
         """Raise UsageError for the setting `name` unless it is `valid`."""
         check_setting(name, getattr(self, name), valid, expected)
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a step: linear warm-up, then a half cosine from `lr` to `final_lr`."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * done)) / 2
+    def schedules(self) -> dict[str, Schedule]:
+        """The learning rates of the parameters whose names begin with a key, those of "" for all others."""
+        return {"": Schedule(self.lr, self.final_lr, self.warmup_steps, self.steps)}
 
     def make_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
-        """An optimiser over all parameters; SGD has a momentum of 0.9 (published)."""
+        """An optimiser over all parameters, a group for each of `schedules`; SGD has a momentum of 0.9 (published)."""
+        groups: dict[str, list[nn.Parameter]] = {key: [] for key in self.schedules()}
+        for name, parameter in network.named_parameters():
+            groups[next((key for key in groups if key and name.startswith(key)), "")].append(parameter)
+        parameters = [{"params": members, "key": key} for key, members in groups.items() if members]
         # A fused SGD whose first step is skipped, as float16 does, goes on from uninitialised memory (torch 2.13).
         fused = self.precision != "float16"
         shared: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": fused}
         if self.optimiser == "sgd":
-            return torch.optim.SGD(network.parameters(), momentum=0.9, **shared)
+            return torch.optim.SGD(parameters, momentum=0.9, **shared)
         kind = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
-        return kind(network.parameters(), **shared)
+        return kind(parameters, **shared)
 
 
 def fit(
@@ -130,14 +159,17 @@ def fit(
     device: torch.device,
     order: SliceOrder | None = None,
     refresh: Refresh | None = None,
+    average: WeightAverage[Any] | None = None,
+    validation: Validation | None = None,
 ) -> None:
     """Train up to `config.steps` steps, from the last checkpoint of the run if there is one.
 
-    `compute_losses` returns scalars by name, of which `loss` is minimised and the others are logged. The generator
-    it gets is seeded by the step, alike in all processes. `order`: which slices each step holds, over all processes;
+    `compute_losses` returns scalars by name, of which `loss` is minimised and the others are logged. The generator it
+    gets is seeded by the step, alike in all processes. `order`: which slices each step holds, over all processes;
     None takes a random one. `refresh`: computes weak labels again; its own order is the one that counts, and what it
-    found is logged for the step that begins with it. `config.precision` is a resolved one. Several processes step
-    together, the logged losses are means over them, and rank 0 alone writes.
+    found is logged for the step that begins with it. `average` follows the weights. What `validation` finds is logged
+    with the step after which it was due, before a checkpoint of that step. `config.precision` is a resolved one.
+    Several processes step together, the logged losses are means over them, and rank 0 alone writes.
 
     Raises SuperCLError before the optimiser moves when a loss or the gradient is not finite. float16 skips steps
     whose gradient overflows, at most 50 in a row. Raises PreemptedError after a checkpoint when a process is told to
@@ -145,9 +177,9 @@ def fit(
     """
     checkpoints, num_steps = run_path / "checkpoints", config.steps
     world_size, writes = distributed.world_size(), distributed.rank() == 0
-    optimiser = config.make_optimiser(network)
+    optimiser, schedules = config.make_optimiser(network), config.schedules()
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    state = State(network=network, optimiser=optimiser, scaler=scaler, refresh=refresh)
+    state = State(network=network, optimiser=optimiser, scaler=scaler, refresh=refresh, average=average)
     first_step = saved_step = load_checkpoint(checkpoints, state, device)
     if distributed.any_rank(first_step != distributed.of_rank_0(torch.tensor(first_step))):
         raise SuperCLError(
@@ -173,7 +205,7 @@ def fit(
     generator = torch.Generator(device)
     network.train()
     with (
-        _stop_requests() as stop_requested,
+        stop_requests() as stop_requested,
         closing(
             iter(
                 loader := BatchLoader(
@@ -218,9 +250,8 @@ def fit(
                 save(step)
                 raise _reading_error(failure, run_path, step) from failure
 
-            lr = config.learning_rate(step)
             for group in optimiser.param_groups:
-                group["lr"] = lr
+                group["lr"] = schedules[group["key"]](step)
             generator.manual_seed(step_seed(config.seed, step))
             # Layers that draw, such as the stochastic depth of some backbones, know no generator but the global one.
             torch.manual_seed(step_seed(config.seed, step) + distributed.rank())
@@ -239,6 +270,8 @@ def fit(
             _check_finite(values, run_path, step, may_overflow=0 < skipped <= MOST_SKIPPED)
             scaler.step(optimiser)
             scaler.update()
+            if average is not None:
+                average.update(network, step)
 
             done, steps_since = step + 1, steps_since + 1
             if done % config.log_every == 0 or done == num_steps:
@@ -246,7 +279,7 @@ def fit(
                 entry = {
                     "step": done,
                     **values,
-                    "lr": lr,
+                    "lr": schedules[""](step),
                     "samples_per_s": steps_since * config.batch_size * world_size / seconds,
                     "data_wait_share": (loader.wait_s - waited) / seconds,
                     "seconds": seconds,
@@ -255,6 +288,11 @@ def fit(
                 log(entry)
                 since, waited, steps_since, last_entry = time.perf_counter(), loader.wait_s, 0, entry
             advance(note=live_line(values, last_entry))
+            if validation is not None and validation.due(done):
+                begun = time.perf_counter()
+                log({"step": done, **validation(done)})
+                network.train()
+                since += time.perf_counter() - begun
             if done % config.checkpoint_every == 0 or done == num_steps:
                 save(done)
 
@@ -300,27 +338,3 @@ def _reading_error(failure: Exception | None, run_path: Path, step: int) -> Exce
     if isinstance(failure, SuperCLError) and step:
         return failure.with_saved(f"the run can go on after step {step}: run the same command again")
     return failure
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM, SIGUSR1 and Ctrl-C into a question that the loop asks after every step.
-
-    A second Ctrl-C stops at once.
-    """
-    requested = False
-
-    def request(*_: object) -> None:
-        nonlocal requested
-        requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {number: signal.signal(number, request) for number in _STOP_SIGNALS}
-    except ValueError:  # not in the main thread: nobody sends it signals
-        before = {}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

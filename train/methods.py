@@ -43,6 +43,9 @@ class PretrainConfig(LoopConfig):
     ilcp_stride: int | None = None
     """Stride of the feature map whose pixels ILCP contrasts, such as 4; None takes the encoder's deepest (published:
     16)."""
+    ilcp_features: Literal["encoder", "decoder"] = "encoder"
+    """Whose features at ilcp_stride ILCP contrasts. With `decoder` its blocks down to that stride are pre-trained too,
+    and fine-tuning takes them over."""
     ilcp_pixels: PixelSampling = "spread"
     """Pixels that ILCP contrasts: all up to 1,024 and an even grid of a larger map, really all, or the published
     sampling, which on a map of 32 x 32 is two columns."""
@@ -88,7 +91,7 @@ class PretrainConfig(LoopConfig):
             "igcp", self.igcp == "none" or self.weights[2] > 0, "'none' where L_inter has the weight 0"
         )
         self.check("batches", self.igcp == "cached" or self.batches != "groups", "igcp = 'cached' for groups")
-        deepest = self.uses_whole or self.ilcp_stride is None
+        deepest = self.uses_whole or self.ilcp_stride is None or self.ilcp_features == "decoder"
         self.check("ilcp_stride", deepest, "none where only ILCP trains: deeper layers would not be trained")
         without_effect = {
             "steps": "no epochs (--set epochs=none)" if self.epochs is not None else None,
@@ -97,6 +100,7 @@ class PretrainConfig(LoopConfig):
             "num_partitions": "instance_rule = 'partition'" if self.instance_rule != "partition" else None,
             "projection": "a weight of L_intra" if not self.uses_intra else None,
             "ilcp_stride": "a weight of L_intra" if not self.uses_intra else None,
+            "ilcp_features": "an ilcp_stride" if not (self.uses_intra and self.ilcp_stride) else None,
             "ilcp_pixels": "a weight of L_intra" if not self.uses_intra else None,
             "asp_divisor": "igcp = 'online'" if self.igcp != "online" else None,
             "view_pairs": "igcp = 'online'" if self.igcp != "online" else None,

@@ -24,6 +24,12 @@ METRICS: Final = ("dsc", "jc", "hd95", "asd")
 MEAN: Final = "mean"
 """Key of the mean over classes in a summary."""
 
+MISSING_RULE: Final = (
+    "A structure that only one of prediction and truth has counts 0 in DSC and JC, and is left out of HD95 and ASD. "
+    "One that neither has is left out of all means."
+)
+"""What `score_case` and `summarise` do with missing structures, for whoever reads their numbers."""
+
 State = Literal["ok", "missing in prediction", "missing in truth", "absent in both"]
 
 
@@ -83,13 +89,27 @@ def score_case(
     ]
 
 
+def dice(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, *, num_classes: int) -> np.ndarray:
+    """DSC (0..1) of every class, the background included: float64 (num_classes,), NaN for a class absent in both.
+
+    Both label maps are integer (z, y, x), with values below `num_classes`. What validation during training needs,
+    without distances.
+    """
+    pairs = np.bincount(
+        (num_classes * truth_ZYX.astype(np.int64) + prediction_ZYX).ravel(), minlength=num_classes**2
+    ).reshape(num_classes, num_classes)
+    sizes = pairs.sum(axis=0) + pairs.sum(axis=1)
+    return np.divide(2 * np.diag(pairs), sizes, out=np.full(num_classes, np.nan), where=sizes > 0)
+
+
 def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The summary of evaluation.json from its rows, in the order in which classes first appear.
 
     For each class: the means of METRICS over the cases that have a value (None where none has), `num_cases`
-    with the structure on at least one side, over which DSC and JC are means, `num_missing_in_prediction`
-    and `num_missing_in_truth`, whose distances are left out, and `num_absent` in both. "mean" holds the
-    means over the classes and the sums of their counts.
+    with the structure on at least one side, over which DSC and JC are means, `num_distances` of these with
+    the structure on both sides, over which HD95 and ASD are means, `num_missing_in_prediction` and
+    `num_missing_in_truth`, whose distances are left out, and `num_absent` in both. "mean" holds the means
+    over the classes and the sums of their counts.
     """
     by_class: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -99,8 +119,9 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         states = [row["state"] for row in class_rows]
         num_absent = states.count("absent in both")
         summary[name] = {
-            **{metric: _mean(row[metric] for row in class_rows) for metric in METRICS},
+            **{metric: mean_of_known(row[metric] for row in class_rows) for metric in METRICS},
             "num_cases": len(states) - num_absent,
+            "num_distances": states.count("ok"),
             "num_missing_in_prediction": states.count("missing in prediction"),
             "num_missing_in_truth": states.count("missing in truth"),
             "num_absent": num_absent,
@@ -110,10 +131,16 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
         **summary,
         MEAN: {
-            **{metric: _mean(values[metric] for values in classes) for metric in METRICS},
+            **{metric: mean_of_known(values[metric] for values in classes) for metric in METRICS},
             **{count: sum(values[count] for values in classes) for count in counts},
         },
     }
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of those values that are not None; None where all are."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _check_classes(name: str, label_map: np.ndarray, class_names: Sequence[str]) -> None:
@@ -187,8 +214,3 @@ def _surface_distances(
             *masks, include_background=True, symmetric=True, spacing=spacing
         )
     return float(hd95), float(asd)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None

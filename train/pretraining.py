@@ -61,7 +61,8 @@ def pretrain(
     config = config or PretrainConfig()
     device = select_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    in_channels = network_channels(config.in_channels, cache.num_channels)
+    num_channels = cache.num_channels * (2 * config.adjacent_slices + 1)
+    in_channels = network_channels(config.in_channels, num_channels)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
     pixel_stride = config.ilcp_stride or encoder.strides[-1]
@@ -70,6 +71,7 @@ def pretrain(
         projection=config.projection,
         instance=config.uses_whole,
         pixel_stride=pixel_stride if config.uses_intra else None,
+        decoder=config.ilcp_features == "decoder",
     )
     case_ids = cases_without(cache.rows, excluded)
     dataset = SliceDataset(
@@ -78,6 +80,7 @@ def pretrain(
         patch_size=config.patch_size,
         multiple_of=encoder.strides[-1],
         superpixel_stride=pixel_stride,
+        adjacent_slices=config.adjacent_slices,
     )
     _check_slices(cache, dataset, config)
     slice_patients = cache.slice_patient[dataset.slices]
@@ -101,6 +104,7 @@ def pretrain(
             "kind": "pretrain",
             "config": as_dict(config),
             "model": {**model, "num_classes": None},
+            "inference": None,
             "world_size": distributed.world_size(),
             "cache": runs.describe_cache(cache),
             "cases": {"train": case_ids, "validation": [], "test": []},
@@ -147,7 +151,8 @@ def pretrain(
         refresh=refresh,
     )
     if distributed.rank() == 0:
-        save_weights(network, weights_path, {name: str(value) for name, value in model.items()})
+        described = {**model, "adjacent_slices": config.adjacent_slices}
+        save_weights(network, weights_path, {name: str(value) for name, value in described.items()})
         runs.finish_run(run_path)
     return weights_path
 

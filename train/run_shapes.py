@@ -74,6 +74,7 @@ RUN: Final = {
         "num_classes": (_size,),
         "filters": _size,
     },
+    "inference": ({"adjacent_slices": count, "mirror_axes": [_text], "largest_component": [_size]},),
     "cache": {
         "path": _text,
         "name": _text,
@@ -107,5 +108,13 @@ EVALUATION: Final = {
             "num_missing_in_truth": count,
         }
     },
+    "paper": (
+        {
+            "description": _text,
+            "crop": [_size],
+            "num_slices": count,
+            "summary": {None: {**_SCORES, "num_empty_slices": count}},
+        },
+    ),
 }
-"""evaluation.json."""
+"""evaluation.json and validation.json."""

@@ -5,8 +5,9 @@
     RUN/tensorboard/          the same for TensorBoard
     RUN/checkpoints/          full state, the last ones
     RUN/weights.safetensors   the finished network
-    RUN/evaluation.json       metrics per case (fine-tuned runs)
-    RUN/predictions/          segmentations of the test cases
+    RUN/best.safetensors      the network that was best on the validation cases, where that is kept
+    RUN/evaluation.json, .csv metrics per test case (fine-tuned runs); of validation cases: validation.json, .csv
+    RUN/predictions/          segmentations of the test cases; of validation cases: validation_predictions/
 
 Called by pre-training, fine-tuning, evaluation and the report.
 """
@@ -17,7 +18,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache
@@ -27,11 +28,17 @@ from train import run_shapes
 from train.metrics import MEAN
 from train.run_shapes import check
 
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Version of run.json."""
 
 LARGEST_FILE_BYTES: Final = 1 << 26
 """Of any file read here: a hundred thousand logged steps, or cases, several times over."""
+
+
+Part = Literal["test", "validation"]
+
+EVALUATION_OF: Final[dict[Part, str]] = {"test": "evaluation.json", "validation": "validation.json"}
+"""By the cases that were scored, the file with their metrics."""
 
 
 def start_run(run_path: Path, description: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +123,9 @@ def read_run(run_path: Path) -> dict[str, Any]:
     return described
 
 
-def read_evaluation(run_path: Path) -> dict[str, Any] | None:
+def read_evaluation(run_path: Path, part: Part = "test") -> dict[str, Any] | None:
     """What `supercl evaluate` left in the folder of a run; None before. Raises SuperCLError where it is damaged."""
-    file = run_path / "evaluation.json"
+    file = run_path / EVALUATION_OF[part]
     if not file.is_file():
         return None
     with _damaged(file):
@@ -169,7 +176,7 @@ def forget_metrics_after(run_path: Path, step: int) -> None:
 
 def _identity(run: dict[str, Any]) -> dict[str, Any]:
     """What must stay the same for a run to go on: everything but where it runs and when it writes."""
-    parts = ("kind", "model", "cases", "content_digests", "split", "weak_labels")
+    parts = ("kind", "model", "inference", "cases", "content_digests", "split", "weak_labels")
     where_and_when = ("device", "log_every", "checkpoint_every", "keep_checkpoints")
     return {
         **{part: run[part] for part in parts},

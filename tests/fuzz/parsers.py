@@ -113,8 +113,8 @@ def findings(name: str) -> list[Path]:
 def _settings(world: World) -> Prepared:
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.config import as_dict, digest, from_dict, resolve
-    from train.finetuning import FinetuneConfig
     from train.methods import PretrainConfig
+    from train.recipes import FinetuneConfig
 
     kinds: list[Any] = [PreprocessConfig, PretrainConfig, FinetuneConfig]
     file = world.scratch / "settings.toml"
@@ -216,6 +216,7 @@ def _run(world: World) -> Prepared:
         "config": {"steps": 20, "lr": 0.1, "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
         "world_size": 1,
         "model": {"backbone": "unet", "in_channels": 1, "num_classes": 2, "filters": 4},
+        "inference": {"adjacent_slices": 0, "mirror_axes": ["y"], "largest_component": [1]},
         "cache": {
             "path": "/nowhere/a.zarr",
             "name": "a",
@@ -245,6 +246,7 @@ def _run(world: World) -> Prepared:
         "class_names": names,
         "rows": rows,
         "summary": summarise(rows),
+        "paper": None,
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
 

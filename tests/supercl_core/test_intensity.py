@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import references
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from skimage.color import rgb2lab
 
 from supercl_core.errors import SuperCLError
-from supercl_core.intensity import StoredImage, lightness, quantised, rescale_slice, to_stored
+from supercl_core.intensity import (
+    StoredImage,
+    lightness,
+    normalisation_window,
+    quantised,
+    rescale_slice,
+    to_stored,
+)
 
 
 def restore(stored: StoredImage) -> np.ndarray:
@@ -131,3 +139,37 @@ def test_lightness_is_scikit_images() -> None:
 def test_values_beyond_float32_are_refused() -> None:
     with pytest.raises(SuperCLError, match="beyond single precision"):
         to_stored(np.array([0.5, 1e300]).reshape(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).integers(-300, 900, (2, 5, 7, 9)),
+        np.random.default_rng(1).integers(0, 60_000, (1, 3, 31, 33)) + 40_000,  # stored with an offset
+        np.random.default_rng(2).lognormal(3, 2, (1, 4, 6, 8)).astype(np.float32) + 1e4,
+        np.arange(3).reshape(1, 1, 1, 3) - 0.5,
+        np.array([[[[7]]]]),
+        np.full((1, 2, 3, 4), 0.1, np.float32),
+    ],
+)
+def test_the_window_of_a_volume_is_that_of_its_statistics(values: np.ndarray) -> None:
+    stored = to_stored(values)
+    found = normalisation_window(stored)
+    assert (found.shape, found.dtype) == ((len(values), 4), np.float32)
+    wanted = [
+        [row[1], row[2], row[4], row[5] or 1]
+        for row in references.statistics(stored.array_CZYX.astype(float))
+    ]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.float32])
+def test_the_window_of_a_volume_is_what_the_cache_says_of_it_to_the_last_bit(dtype: type) -> None:
+    from preprocess.kernels.statistics import channel_statistics
+
+    for seed in range(20):
+        values = np.random.default_rng(seed).normal(300, 90, (1, 5, 24, 20)).astype(dtype)
+        _, low, high, _, mean, std = channel_statistics(values[0])
+        np.testing.assert_array_equal(
+            normalisation_window(StoredImage(array_CZYX=values)), np.float32([[low, high, mean, std]])
+        )

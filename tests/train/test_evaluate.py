@@ -1,5 +1,6 @@
 """Evaluation: predictions lie over their sources, rows are what the written files say, and what is refused."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -9,43 +10,26 @@ import pytest
 import SimpleITK as sitk
 import torch
 import zarr
-from made_caches import write_cache
 
-import train.evaluate
 from supercl_core import cache_writer
-from supercl_core.cache_reader import open_cache
-from supercl_core.errors import CacheError, SuperCLError, UsageError
-from supercl_core.splits import Split
-from train.evaluate import evaluate, load_network, segment
-from train.finetuning import FinetuneConfig, finetune
+from supercl_core.cache_reader import CachedCase, open_cache
+from supercl_core.errors import CacheError, CasesFailedError, SuperCLError, UsageError
+from supercl_core.volumes import write_label_map
+from train.evaluate import evaluate, evaluate_folder
+from train.inference import load_network
 from train.methods import PretrainConfig
-from train.metrics import score_case, summarise
-from train.models.backbones import build_encoder
-from train.models.unet import Encoder, UNet
-from train.models.weights import save_weights
+from train.metrics import MISSING_RULE, score_case, summarise
+from train.paper_protocol import PaperScores
 from train.pretraining import pretrain
-from train.runs import read_run
+from train.runs import read_evaluation, read_run
 
 CLASSES = ("background", "anterior", "posterior")
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(cache_path, tmp_path_factory):
-    """A run fine-tuned on case_b, long enough to predict every class somewhere; case_a and case_c are tested."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    split = Split(file="s.json", labelled=("case_b",), test=("case_a", "case_c"), num_labelled_keys=1)
-    config = FinetuneConfig(
-        steps=30, batch_size=6, patch_size=(32, 32), filters=4, lr=1e-2, warmup_steps=2, device="cpu"
-    )
-    finetune(open_cache(cache_path), path, split=split, config=config)
-    return path
 
 
 @pytest.fixture
-def run(trained, tmp_path):
-    """A copy of the trained run that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def run(tuned_path, tmp_path):
+    """A copy of the fine-tuned run that a test may change."""
+    return Path(shutil.copytree(tuned_path, tmp_path / "run"))
 
 
 def describe(run, **changes):
@@ -53,13 +37,14 @@ def describe(run, **changes):
     (run / "run.json").write_text(json.dumps({**read_run(run), **changes}))
 
 
-def evaluated(run, cache_path):
-    return evaluate(run, open_cache(cache_path), device_name="cpu")
+def evaluated(run, cache_path, **settings):
+    return evaluate(run, open_cache(cache_path), device_name="cpu", **settings)
 
 
 def written(run):
     """Everything in the run folder that evaluation makes."""
-    return [path.name for path in (run / "evaluation.json", run / "predictions") if path.exists()]
+    names = ("evaluation.json", "evaluation.csv", "predictions")
+    return [name for name in names if (run / name).exists()]
 
 
 # ---------------------------------------------------------------- predictions
@@ -75,34 +60,6 @@ def test_predictions_lie_over_their_sources(run, cache_path, msd_path):
         for part in ("GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(prediction, part)() == pytest.approx(getattr(source, part)(), abs=1e-6)
         assert prediction.GetPixelIDTypeAsString() == "8-bit unsigned integer"
-
-
-@pytest.mark.parametrize(
-    ("case_id", "slices_at_once"),
-    [("case_b", 1), ("case_c", 2), ("case_c", 16), ("case_d", 16)],  # 24 x 20 pixels, case_d 18 x 26
-)
-def test_segment_equals_slices_padded_one_by_one(cache_path, monkeypatch, case_id, slices_at_once):
-    monkeypatch.setattr(train.evaluate, "SLICES_AT_ONCE", slices_at_once)
-    torch.manual_seed(3)
-    network = UNet(Encoder(4, 4), num_classes=3)
-    network(torch.randn(4, 4, 32, 32))  # moves the batch statistics from their defaults
-    network.eval()
-    found = segment(network, open_cache(cache_path).case(case_id), device=CPU)
-
-    stored = zarr.open_group(cache_path, mode="r")[f"cases/{case_id}/image"][0].astype(float)
-    low, high = np.percentile(stored, (0.5, 99.5))
-    clipped = np.clip(stored, low, high)
-    images = (clipped - clipped.mean()) / clipped.std()
-    _, height, width = images.shape
-    assert found.shape == images.shape
-    assert found.dtype == np.uint8
-    for z, image in enumerate(images):
-        padded = np.pad(image, ((0, 32 - height), (0, 32 - width)))
-        with torch.no_grad():
-            logits = network(torch.from_numpy(padded).float().expand(1, 4, 32, 32))
-        wanted = logits[0].argmax(dim=0).numpy()[:height, :width]
-        assert (found[z] == wanted).mean() > 0.995  # scores that tie within rounding may fall either way
-    assert len(np.unique(found)) == 3
 
 
 # ---------------------------------------------------------------- evaluation.json
@@ -123,8 +80,9 @@ def test_rows_agree_with_the_written_files(run, cache_path, msd_path):
         rows += [{"case": case_id, **score.as_dict()} for score in scores]
     for key in ("case", "class", "state"):
         assert [row[key] for row in result["rows"]] == [row[key] for row in rows]
-    for key in ("dsc", "jc", "hd95", "asd"):
-        assert [row[key] for row in result["rows"]] == pytest.approx([row[key] for row in rows], rel=1e-5)
+    for found, wanted in zip(result["rows"], rows, strict=True):
+        for key in ("dsc", "jc", "hd95", "asd"):
+            assert found[key] == (None if wanted[key] is None else pytest.approx(wanted[key], rel=1e-5))
     assert result["summary"] == summarise(result["rows"])
     assert any(row["state"] == "ok" and row["hd95"] > 0 for row in rows)
 
@@ -149,14 +107,152 @@ def test_distances_are_in_voxels_where_one_spacing_is_unknown(run, cache_path, c
         rows += [{"case": case_id, **score.as_dict()} for score in scores]
     assert result["rows"] == rows
     assert [row["hd95"] for row in rows] != [row["hd95"] for row in in_mm["rows"]]
+    of_known = evaluate_folder(run / "predictions", open_cache(cache_copy), case_ids=["case_a"])
+    assert of_known["rows"] == in_mm["rows"][:2]
 
 
-def test_the_network_is_the_one_that_was_saved(trained):
-    network = load_network(read_run(trained), trained)
+def test_the_network_is_the_one_that_was_saved(run):
+    network = load_network(read_run(run), run)
     assert not network.training
-    other = load_network(read_run(trained), trained)
+    other = load_network(read_run(run), run)
     image = torch.randn(1, 1, 32, 32)
     assert torch.equal(network(image), other(image))
+
+
+def test_the_csv_holds_the_rows(run, cache_path):
+    result = evaluated(run, cache_path)
+    with (run / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row.pop("unit") for row in rows} == {"mm"}
+    assert rows == [
+        {key: "" if value is None else str(value) for key, value in row.items()} for row in result["rows"]
+    ]
+
+
+def test_what_counts_where_a_structure_is_missing_is_declared_and_counted(tmp_path, cache_path):
+    """Of the posterior, case_a gets no voxel and case_c gets the truth; of the anterior, both get the truth."""
+    cache = open_cache(cache_path)
+    for case_id in ("case_a", "case_c"):
+        case = cache.case(case_id)
+        classes = np.array(case.ground_truth_ZYX)
+        if case_id == "case_a":
+            classes[classes == 2] = 0
+        write_label_map(tmp_path / f"{case_id}.nii.gz", classes, case.geometry())
+    result = evaluate_folder(tmp_path, cache, case_ids=["case_a", "case_c"])
+    assert result["missing_rule"] == MISSING_RULE
+    posterior = result["summary"]["posterior"]
+    assert (posterior["dsc"], posterior["jc"], posterior["hd95"], posterior["asd"]) == (0.5, 0.5, 0, 0)
+    assert (posterior["num_cases"], posterior["num_distances"]) == (2, 1)
+    assert (posterior["num_missing_in_prediction"], posterior["num_missing_in_truth"]) == (1, 0)
+    assert result["summary"]["mean"]["num_distances"] == 3
+
+
+def test_validation_cases_go_to_files_of_their_own(run, cache_path):
+    describe(run, cases={"train": [], "validation": ["case_b"], "test": ["case_a", "case_c"]})
+    result = evaluated(run, cache_path, part="validation")
+    assert {row["case"] for row in result["rows"]} == {"case_b"}
+    assert (result["part"], json.loads((run / "validation.json").read_text())) == ("validation", result)
+    assert (run / "validation.csv").is_file()
+    assert [file.name for file in (run / "validation_predictions").iterdir()] == ["case_b.nii.gz"]
+    assert written(run) == []
+    assert evaluated(run, cache_path)["part"] == "test"
+    assert read_evaluation(run)["part"] == "test"
+
+
+def test_the_published_protocol_is_beside_ours(run, cache_path):
+    plain = evaluated(run, cache_path)
+    assert plain["paper"] is None
+    cache = open_cache(cache_path)
+    for crop, asked in (((32, 32), None), ((10, 40), (10, 40))):  # the run's patch is 32 x 32
+        result = evaluated(run, cache_path, protocol="paper", crop=asked)
+        wanted = PaperScores(CLASSES, crop=crop)
+        for case_id in ("case_a", "case_c"):
+            prediction = sitk.ReadImage(str(run / "predictions" / f"{case_id}.nii.gz"))
+            wanted.add(sitk.GetArrayFromImage(prediction), np.array(cache.case(case_id).ground_truth_ZYX))
+        assert result["paper"] == wanted.result()
+        assert result["paper"]["crop"] == list(crop)
+        assert {**result, "paper": None, "provenance": 0} == {**plain, "provenance": 0}
+
+
+def test_the_patch_of_a_run_that_chose_none_is_that_of_its_cache(run, cache_path):
+    config = {**read_run(run)["config"], "patch_size": None}
+    describe(run, config=config)
+    assert evaluated(run, cache_path, protocol="paper")["paper"]["crop"] == [32, 16]
+
+
+# ---------------------------------------------------------------- a folder of predictions
+
+
+@pytest.fixture
+def folder(tmp_path, cache_path):
+    """Predictions made elsewhere for all labelled cases: the truth, shifted by two columns."""
+    cache = open_cache(cache_path)
+    for case_id in ("case_a", "case_b", "case_c"):
+        case = cache.case(case_id)
+        classes = np.roll(case.ground_truth_ZYX, 2, axis=2)
+        write_label_map(tmp_path / "folder" / f"{case_id}.nii.gz", classes, case.geometry())
+    return tmp_path / "folder"
+
+
+def test_a_run_and_the_folder_of_its_predictions_score_the_same(run, cache_path):
+    of_run = evaluated(run, cache_path)
+    of_folder = evaluate_folder(run / "predictions", open_cache(cache_path), case_ids=("case_a", "case_c"))
+    for key in ("protocol", "unit", "missing_rule", "class_names", "rows", "summary", "paper"):
+        assert of_run[key] == of_folder[key]
+    assert (of_folder["failed"], of_folder["unused"], of_folder["part"]) == ([], [], "folder")
+    assert json.loads((run / "predictions" / "evaluation.json").read_text()) == of_folder
+    assert (run / "predictions" / "evaluation.csv").read_text() == (run / "evaluation.csv").read_text()
+
+
+def test_scores_go_where_they_are_asked_for(folder, cache_path, tmp_path):
+    result = evaluate_folder(
+        folder, open_cache(cache_path), crop=(8, 8), output_path=tmp_path / "out" / "mine.json"
+    )
+    assert json.loads((tmp_path / "out" / "mine.json").read_text()) == result
+    assert (tmp_path / "out" / "mine.csv").is_file()
+    assert sorted(file.name for file in folder.iterdir()) == [f"case_{x}.nii.gz" for x in "abc"]
+    assert {row["case"] for row in result["rows"]} == {"case_a", "case_b", "case_c"}  # case_d has no truth
+    assert result["paper"]["num_slices"] == 16
+
+
+def test_no_label_is_read_but_those_of_the_cases_to_score(folder, cache_path, monkeypatch):
+    read, looked_at = CachedCase.read, set()
+
+    def watched(case, name, slices):
+        looked_at.add((case.row.id, name))
+        return read(case, name, slices)
+
+    monkeypatch.setattr(CachedCase, "read", watched)
+    monkeypatch.setattr(CachedCase, "ground_truth_ZYX", None)
+    evaluate_folder(folder, open_cache(cache_path), case_ids=["case_b"])
+    assert looked_at == {("case_b", "ground_truth")}
+
+
+def test_bad_cases_are_listed_and_stop_no_other(folder, cache_path):
+    (folder / "case_b.nii.gz").write_text("no volume")
+    (folder / "case_c.nii.gz").unlink()
+    shutil.copy(folder / "case_a.nii.gz", folder / "other.nii.gz")
+    shutil.copy(folder / "case_a.nii.gz", folder / "case_d.nii.gz")
+    result = evaluate_folder(
+        folder, open_cache(cache_path), case_ids=["case_a", "case_b", "case_c", "case_d"]
+    )
+    assert {row["case"] for row in result["rows"]} == {"case_a"}
+    assert [entry["case"] for entry in result["failed"]] == ["case_b", "case_c", "case_d"]
+    reasons = [entry["reason"] for entry in result["failed"]]
+    assert "not what its name says" in reasons[0]
+    assert reasons[1:] == ["There is no prediction", "The case has no ground truth"]
+    assert result["unused"] == ["other.nii.gz"]
+
+
+def test_where_nothing_can_be_scored_nothing_is_written(folder, cache_path, tmp_path):
+    with pytest.raises(CasesFailedError, match="No prediction could be scored") as refused:
+        evaluate_folder(folder, open_cache(cache_path), case_ids=["case_d"])
+    assert "case_d: The case has no ground truth" in str(refused.value.found)
+    assert not (folder / "evaluation.json").exists()
+    for path in (tmp_path / "nowhere", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UsageError, match="no predictions here"):
+            evaluate_folder(path, open_cache(cache_path))
 
 
 # ---------------------------------------------------------------- refusals
@@ -225,24 +321,3 @@ def test_a_model_that_needs_more_memory_than_its_weights_is_refused_before(run, 
         with pytest.raises(SuperCLError, match="another architecture"):
             evaluated(run, cache_path)
     assert written(run) == []
-
-
-def test_the_network_of_another_backbone_segments_as_it_did_in_training(tmp_path):
-    model = {"backbone": "monai:resnet10", "in_channels": 2, "num_classes": 3, "filters": 32}
-    torch.manual_seed(3)
-    trained = UNet(build_encoder("monai:resnet10", in_channels=2, filters=32), num_classes=3)
-    trained(torch.randn(4, 2, 64, 64))  # moves the batch statistics from their defaults
-    trained.eval()
-    save_weights(trained, tmp_path / "weights.safetensors", {})
-    network = load_network({"model": model, "cache": {"class_names": list(CLASSES)}}, tmp_path)
-
-    image = np.random.default_rng(0).integers(0, 9, (1, 2, 40, 16)).astype(np.int16)
-    case = {"image": image, "superpixels": np.zeros((2, 40, 16), np.uint8)}
-    path = write_cache(tmp_path / "a.zarr", {"a": case}, name="a", channel_names=["a"], class_names=CLASSES)
-    found = segment(network, open_cache(path).case("a"), device=CPU)
-    normal = (image[0] - image.mean()) / image.std()
-    padded = np.pad(normal, ((0, 0), (0, 24), (0, 16)))  # to multiples of 32
-    with torch.no_grad():
-        logits = trained(torch.from_numpy(padded).float()[:, None].repeat(1, 2, 1, 1))
-    np.testing.assert_array_equal(found, logits.argmax(dim=1)[:, :40, :16])
-    assert len(np.unique(found)) > 1

@@ -22,14 +22,15 @@ from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
 from supercl_core.splits import Split
 from train.augment import AugmentConfig, geometric_view, intensity_view
-from train.data import SliceDataset
-from train.evaluate import load_network, segment
-from train.finetuning import PRESETS, SCRATCH, FinetuneConfig, SegmentationLosses, finetune
+from train.data import SliceDataset, normalisation_window
+from train.finetuning import SCRATCH, SegmentationLosses, finetune
+from train.inference import InferenceSettings, load_network, segment
 from train.loading import BatchLoader
 from train.methods import PretrainConfig
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
 from train.pretraining import pretrain
+from train.recipes import PRESETS, FinetuneConfig
 from train.runs import read_metrics, read_run
 from train.sampling import SliceOrder
 
@@ -71,6 +72,16 @@ def pretrained(cache_path, path, *, filters=4, excluded=()):
     return path
 
 
+def segmented(network, case):
+    return segment(
+        network,
+        case.read("image", slice(None)).swapaxes(0, 1),
+        normalisation_window(case),
+        settings=InferenceSettings(),
+        device=torch.device("cpu"),
+    )
+
+
 # ---------------------------------------------------------------- learning
 
 
@@ -80,7 +91,7 @@ def test_a_case_can_be_learned_by_heart(cache, tmp_path):
     finetune(cache, tmp_path / "run", split=split, config=config)
     network = load_network(read_run(tmp_path / "run"), tmp_path / "run")
     case = cache.case("case_b")
-    found, truth = segment(network, case, device=torch.device("cpu")), case.ground_truth_ZYX
+    found, truth = segmented(network, case), case.ground_truth_ZYX
     for index in (1, 2):
         overlap = 2 * ((found == index) & (truth == index)).sum()
         dsc = overlap / ((found == index).sum() + (truth == index).sum())
@@ -232,6 +243,160 @@ def test_a_labelled_case_that_is_a_test_case_by_another_name_is_refused(tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_the_decoder_goes_on_from_what_pretraining_made_of_it(cache, tmp_path, monkeypatch):
+    config = PretrainConfig(
+        **{**SMALL, "steps": 1}, igcp="none", ilcp_stride=4, ilcp_features="decoder", batches="random"
+    )
+    pretrain(cache, tmp_path / "pre", config=config)
+    source = load_file(tmp_path / "pre" / "weights.safetensors")
+    (started,) = networks_at_start(cache, tmp_path, monkeypatch, [str(tmp_path / "pre")])
+    transferred = [name for name in source if name.startswith("decoder.")]
+    assert "decoder.expand_3_2.0.weight" in transferred
+    assert all(torch.equal(started[name], source[name]) for name in transferred)
+    report = read_run(tmp_path / "0")["init"]
+    assert set(transferred) <= set(report["loaded"])
+    assert "decoder.head.0.weight" in report["fresh"]
+
+
+def test_adjacent_slices_need_an_encoder_that_was_trained_with_them(cache, encoder, tmp_path):
+    config = PretrainConfig(**{**SMALL, "steps": 1}, adjacent_slices=1, projection=0)
+    pretrain(cache, tmp_path / "pre", config=config)
+    run = tmp_path / "run"
+    finetune(cache, run, split=SPLIT, init=str(tmp_path / "pre"), config=small(steps=1, adjacent_slices=1))
+    described = read_run(run)
+    assert (described["model"]["in_channels"], described["inference"]["adjacent_slices"]) == (3, 1)
+    assert described["init"]["adapted"] == []
+    adapted = tmp_path / "adapted"
+    finetune(cache, adapted, split=SPLIT, init=str(encoder), config=small(steps=1, adjacent_slices=1))
+    assert read_run(adapted)["init"]["adapted"] == ["encoder.contr_1_1.0.weight"]
+
+
+# ---------------------------------------------------------------- learning rates, average, validation
+
+
+def test_encoder_and_decoder_have_learning_rates_of_their_own():
+    config = small(steps=100, lr=1.0, final_lr=0.0, warmup_steps=2, encoder_lr=0.5, encoder_warmup_steps=10)
+    schedules = config.schedules()
+    assert [schedules[""](step) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert [schedules["encoder."](step) for step in (0, 4, 10)] == [0.05, 0.25, 0.5]
+    network = UNet(build_encoder("unet", in_channels=1, filters=4), num_classes=3)
+    groups = {group["key"]: group["params"] for group in config.make_optimiser(network).param_groups}
+    assert {id(one) for one in groups["encoder."]} == {id(one) for one in network.encoder.parameters()}
+    assert {id(one) for one in groups[""]} == {id(one) for one in network.decoder.parameters()}
+
+
+def test_an_encoder_without_learning_rate_stays_as_it_is(cache, encoder, tmp_path):
+    config = small(steps=2, encoder_lr=0.0, encoder_final_lr=0.0, ema_decay=0.0)
+    finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=config)
+    before, after = (load_file(path / "weights.safetensors") for path in (encoder, tmp_path / "run"))
+    trained = [name for name in after if name.endswith("weight")]
+    assert all(torch.equal(before[name], after[name]) for name in trained if name.startswith("encoder."))
+    assert "decoder.head.0.weight" in trained
+
+
+def test_the_average_of_the_weights_is_what_is_kept(cache, tmp_path, monkeypatch):
+    seen = []
+
+    class Spy(train.finetuning.WeightAverage):
+        def update(self, network, step):
+            super().update(network, step)
+            seen.append({name: value.clone() for name, value in network.state_dict().items()})
+
+    monkeypatch.setattr(train.finetuning, "WeightAverage", Spy)
+    finetune(cache, tmp_path / "run", split=SPLIT, config=small(steps=3, ema_decay=0.15))
+    kept = load_file(tmp_path / "run" / "weights.safetensors")
+    torch.manual_seed(0)
+    mean = UNet(build_encoder("unet", in_channels=1, filters=4), num_classes=3).state_dict()
+    for step, state in enumerate(seen):
+        decay = min(0.15, (1 + step) / (10 + step))
+        mean = {name: decay * mean[name] + (1 - decay) * value for name, value in state.items()}
+    for name, value in kept.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, mean[name])
+        else:
+            assert value == 3
+
+
+def test_a_fold_of_the_labelled_cases_is_not_trained_on(cache, tmp_path):
+    config = small(
+        steps=3,
+        validation_folds=2,
+        validation_fold=1,
+        validate_every=2,
+        mirrored_inference=False,
+        largest_component=False,
+    )
+    finetune(cache, tmp_path / "run", split=SPLIT, config=config)
+    cases = read_run(tmp_path / "run")["cases"]
+    assert (cases["train"], cases["validation"], cases["test"]) == (["case_a"], ["case_b"], ["case_c"])
+    scores = {
+        entry["step"]: entry["validation_dsc"]
+        for entry in read_metrics(tmp_path / "run")
+        if "validation_dsc" in entry
+    }
+    assert list(scores) == [2, 3]
+    network = load_network(read_run(tmp_path / "run"), tmp_path / "run")
+    case = cache.case("case_b")
+    found, truth = segmented(network, case), case.ground_truth_ZYX
+    dsc = [
+        2 * ((found == index) & (truth == index)).sum() / ((found == index).sum() + (truth == index).sum())
+        for index in (1, 2)
+    ]
+    assert scores[3] == pytest.approx(np.mean(dsc))
+
+
+def test_predictions_are_mirrored_as_training_was_and_keep_one_component(cache, tmp_path, monkeypatch):
+    pieces = []
+
+    def single_component_classes(truths, num_classes):
+        pieces.append([truth.shape for truth in truths])
+        return (num_classes - 1,)
+
+    monkeypatch.setattr(train.finetuning, "single_component_classes", single_component_classes)
+    for name, changes, axes in (
+        ("both", {}, ["y", "x"]),
+        ("one", {"augment": AugmentConfig(mirror_axes=("x",))}, ["x"]),
+        ("none", {"mirrored_inference": False, "largest_component": False}, []),
+    ):
+        finetune(cache, tmp_path / name, split=SPLIT, config=small(steps=1, **changes))
+        settings = read_run(tmp_path / name)["inference"]
+        assert settings["mirror_axes"] == axes
+        assert settings["largest_component"] == ([] if name == "none" else [2])
+    assert pieces == 2 * [[cache.case(case_id).ground_truth_ZYX.shape for case_id in SPLIT.labelled]]
+
+
+@pytest.mark.parametrize("scores", [(0.1, 0.4, 0.2), (0.3, 0.2, 0.1)])
+def test_the_best_network_on_the_validation_cases_is_kept(cache, tmp_path, monkeypatch, scores):
+    states = []
+
+    def dice(*_, **__):
+        return np.full(3, scores[len(states) - 1])
+
+    class Noted(train.finetuning.Validation):
+        def __call__(self, done):
+            states.append({name: value.clone() for name, value in self.network.state_dict().items()})
+            return super().__call__(done)
+
+    monkeypatch.setattr(train.finetuning, "dice", dice)
+    monkeypatch.setattr(train.finetuning, "Validation", Noted)
+    config = small(steps=3, validation_folds=2, validate_every=1, keep="best")
+    finetune(cache, tmp_path / "run", split=SPLIT, config=config)
+    kept = load_file(tmp_path / "run" / "weights.safetensors")
+    best = states[int(np.argmax(scores))]
+    assert all(torch.equal(kept[name], best[name]) for name in best)
+
+
+def test_a_run_with_validation_and_average_resumes_to_the_same_weights(cache, tmp_path, monkeypatch):
+    config = small(validation_folds=2, validate_every=1, keep="best", foreground_share=0.5)
+    finetune(cache, tmp_path / "whole", split=SPLIT, config=config)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(train.finetuning, "geometric_view", call_at(4, kill, geometric_view))
+        finetune(cache, tmp_path / "run", split=SPLIT, config=config)
+    finetune(cache, tmp_path / "run", split=SPLIT, config=config)
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+
+
 # ---------------------------------------------------------------- resumption
 
 
@@ -300,7 +465,14 @@ def test_a_pretraining_run_is_not_taken_for_a_finetuning_run(cache, encoder):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_train(cache, tmp_path, preset):
-    changes = {"steps": 2, "batch_size": 4, "filters": 4, "patch_size": (32, 32), "device": "cpu"}
+    changes = {
+        "epochs": None,
+        "steps": 2,
+        "batch_size": 4,
+        "filters": 4,
+        "patch_size": (32, 32),
+        "device": "cpu",
+    }
     config = from_dict(FinetuneConfig, {**PRESETS[preset], **changes})
     finetune(cache, tmp_path / "run", split=SPLIT, config=config)
     assert ("loss_dice" in read_metrics(tmp_path / "run")[0]) == (preset != "published")
@@ -309,12 +481,29 @@ def test_presets_train(cache, tmp_path, preset):
 def test_the_published_preset_is_what_the_method_says():
     config = resolve(FinetuneConfig, presets=PRESETS, preset="published")
     assert (config.optimiser, config.loss, config.weight_decay) == ("adam", "ce", 1e-5)
-    assert (config.lr, config.final_lr) == (5e-4, 5e-6)
+    assert (config.lr, config.final_lr, config.epochs) == (5e-4, 5e-6, 100)
+    assert (config.ema_decay, config.foreground_share, config.mirrored_inference) == (0, 0, False)
     assert (config.augment.crop, config.augment.p_geometric) == ((1.0, 1.0), 0.67)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", 0), ("lr", 0.0), ("final_lr", -1.0), ("seed", -1), ("batch_size", 0)]
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("lr", 0.0),
+        ("final_lr", -1.0),
+        ("seed", -1),
+        ("batch_size", 0),
+        ("epochs", 0),
+        ("adjacent_slices", -1),
+        ("encoder_lr", -1.0),
+        ("ema_decay", 1.0),
+        ("foreground_share", 1.1),
+        ("validation_folds", 1),
+        ("validation_fold", 1),
+        ("validate_every", 10),
+        ("keep", "best"),
+    ],
 )
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(UsageError, match=f"'{name}'"):
@@ -340,6 +529,14 @@ def test_a_labelled_case_without_ground_truth_is_refused(cache, tmp_path):
     split = dataclasses.replace(SPLIT, labelled=("case_a", "case_d"))
     with pytest.raises(CacheError, match="case_d"):
         finetune(cache, tmp_path / "run", split=split, config=small())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_no_labelled_case_shows_is_refused(cache_copy, tmp_path):
+    cache_writer.set_root_attributes(cache_copy, {"class_names": ["background", "liver", "spleen", "heart"]})
+    with pytest.raises(UsageError, match="No labelled case shows") as refused:
+        finetune(open_cache(cache_copy), tmp_path / "run", split=SPLIT, config=small())
+    assert refused.value.found == "no voxel of heart in case_a, case_b"
     assert not (tmp_path / "run").exists()
 
 

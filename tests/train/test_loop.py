@@ -530,7 +530,7 @@ def test_waiting_for_data_is_said_once(tmp_path, dataset, monkeypatch, capsys):
 
 def test_the_rate_warms_up_and_falls_to_the_final_rate():
     config = settings(steps=104, lr=1.0, final_lr=0.2, warmup_steps=4)
-    rates = [config.learning_rate(step) for step in range(105)]
+    rates = [config.schedules()[""](step) for step in range(105)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[54] == pytest.approx(0.6)
     assert rates[104] == pytest.approx(0.2)

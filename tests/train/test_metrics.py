@@ -198,6 +198,7 @@ def test_means_leave_out_what_is_undefined_and_count_it():
         "hd95": 2.0,
         "asd": 2.0,
         "num_cases": 3,
+        "num_distances": 1,
         "num_missing_in_prediction": 1,
         "num_missing_in_truth": 1,
         "num_absent": 1,
@@ -206,6 +207,7 @@ def test_means_leave_out_what_is_undefined_and_count_it():
     assert (summary["vessel"]["num_cases"], summary["vessel"]["num_absent"]) == (0, 2)
     assert summary["mean"]["dsc"] == pytest.approx(0.3)
     assert (summary["mean"]["num_cases"], summary["mean"]["num_absent"]) == (3, 3)
+    assert (summary["vessel"]["num_distances"], summary["mean"]["num_distances"]) == (0, 1)
 
 
 def test_the_mean_weighs_classes_equally():

@@ -14,6 +14,7 @@ DESCRIPTION = {
     "config": {"lr": 0.1, "precision": "float32", "augment": {"p_blur": 0.5}, "patch_size": [32, 32]},
     "world_size": 2,
     "model": {"backbone": "unet", "in_channels": 1, "num_classes": 3, "filters": 4},
+    "inference": {"adjacent_slices": 0, "mirror_axes": ["y", "x"], "largest_component": [1]},
     "cache": {"path": "/data/a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
     "cases": {"train": [f"case_{i}" for i in range(9)], "validation": [], "test": ["case_9"]},
     "content_digests": {f"case_{i}": f"digest {i}" for i in range(9)},
@@ -39,7 +40,7 @@ def test_a_new_run_is_described_and_finished(tmp_path):
     run = runs.start_run(tmp_path / "deep" / "mine", DESCRIPTION)
     assert run == runs.read_run(tmp_path / "deep" / "mine")
     assert {key: run[key] for key in DESCRIPTION} == DESCRIPTION
-    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 3)
+    assert (run["name"], run["status"], run["format_version"]) == ("mine", "running", 4)
     assert run["provenance"]["versions"]["torch"]
     runs.finish_run(tmp_path / "deep" / "mine")
     assert runs.read_run(tmp_path / "deep" / "mine") == {**run, "status": "finished"}
@@ -138,6 +139,7 @@ def test_a_damaged_run_json_is_named(tmp_path, content):
         ("content_digests.case_0", 7, "7 at content_digests.case_0"),
         ("split", [], "no object at split"),
         ("init.source", None, "None at init.source"),
+        ("inference.mirror_axes", "y", "no list at inference.mirror_axes"),
         ("unlabelled_test_cases_seen", -1, "-1 at unlabelled_test_cases_seen"),
     ],
 )
@@ -176,6 +178,7 @@ def test_an_evaluation_lacks_no_class(tmp_path):
         "class_names": ["background", "a"],
         "rows": [{"case": "x", "class": "a", "state": "absent in both", **scores}],
         "summary": {"a": summary, "mean": summary},
+        "paper": None,
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     assert runs.read_evaluation(tmp_path) == evaluation

@@ -1,0 +1,268 @@
+"""Prediction: equal to evaluation voxel for voxel, in the geometry of the input, resumable, and bad files listed."""
+
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import training
+from safetensors.torch import load_file, save_file
+
+import train.predict
+from supercl_core.cache_reader import open_cache
+from supercl_core.errors import SuperCLError, UsageError
+from train.evaluate import evaluate
+from train.predict import predict
+from train.runs import read_run
+
+NAMES = ["case_a.nii.gz", "case_b.nii.gz", "case_c.nii.gz", "case_d.nii.gz"]
+
+
+@pytest.fixture
+def run(tuned_path, tmp_path):
+    """A copy of the fine-tuned run that a test may change."""
+    return Path(shutil.copytree(tuned_path, tmp_path / "run"))
+
+
+@pytest.fixture
+def scans(msd_path, tmp_path):
+    """The four volumes of the tiny data set in a plain folder."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(msd_path / ("imagesTs" if "_d" in name else "imagesTr") / name, folder)
+    return folder
+
+
+@pytest.fixture
+def predicted(run, scans, tmp_path):
+    """Predict, by default all scans to `out`."""
+
+    def call(source=scans, out=tmp_path / "out"):
+        return predict(run, source, out, device_name="cpu")
+
+    return call
+
+
+def counts(result):
+    return result.num_predicted, result.num_kept, len(result.failed)
+
+
+def files(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def change_weights(run):
+    weights = load_file(run / "weights.safetensors")
+    weights["decoder.head.0.weight"] = -weights["decoder.head.0.weight"]
+    save_file(weights, run / "weights.safetensors")
+
+
+def change_run(run, part, **changes):
+    described = read_run(run)
+    described[part] = {**described[part], **changes}
+    (run / "run.json").write_text(json.dumps(described))
+
+
+# ---------------------------------------------------------------- what is predicted
+
+
+@pytest.mark.parametrize("layout", ["msd", "plain", "one file"])
+def test_a_source_gives_what_evaluation_predicts_from_the_cache(
+    layout, predicted, run, cache_path, msd_path, scans, tmp_path
+):
+    """Of int16, float32 and uint16 with an offset alike (case_a, case_b, case_c)."""
+    described = {
+        **read_run(run),
+        "cases": {"train": [], "validation": [], "test": ["case_a", "case_b", "case_c"]},
+    }
+    (run / "run.json").write_text(json.dumps(described))
+    evaluate(run, open_cache(cache_path), device_name="cpu")
+    cases = NAMES
+    if layout == "one file":
+        cases = NAMES[1:2]
+        assert counts(predicted(scans / cases[0])) == (1, 0, 0)
+    else:
+        result = predicted(msd_path if layout == "msd" else scans)
+        assert (counts(result), result.class_names) == ((4, 0, 0), ("background", "anterior", "posterior"))
+    assert files(tmp_path / "out") == [*cases, "predictions.jsonl"]
+    for name in cases:
+        found = sitk.ReadImage(str(tmp_path / "out" / name))
+        source = sitk.ReadImage(str(scans / name))
+        for part in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(found, part)() == pytest.approx(getattr(source, part)(), abs=1e-6)
+        assert found.GetPixelIDTypeAsString() == "8-bit unsigned integer"
+        if "_d" not in name:
+            wanted = sitk.ReadImage(str(run / "predictions" / name))
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(wanted))
+            assert len(np.unique(sitk.GetArrayFromImage(found))) > 1
+
+
+def test_files_of_sub_folders_and_other_formats_are_named_by_their_path(
+    predicted, scans, write_volume, tmp_path
+):
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "case_a.nii.gz")))
+    write_volume(scans / "site_b" / "scan.mha", values)
+    assert counts(predicted()) == (5, 0, 0)
+    one, other = (
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / f"{name}.nii.gz")))
+        for name in ("case_a", "site_b_scan")
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+# ---------------------------------------------------------------- going on
+
+
+def test_a_second_call_does_nothing_and_changes_nothing(predicted, tmp_path):
+    assert counts(predicted()) == (4, 0, 0)
+    before = training.snapshot(tmp_path / "out")
+    assert counts(predicted()) == (0, 4, 0)
+    after = training.snapshot(tmp_path / "out")
+    assert {file: content for file, (content, _) in after.items()} == {
+        file: content for file, (content, _) in before.items()
+    }
+    segmentation = tmp_path / "out" / "case_a.nii.gz"
+    assert after[segmentation] == before[segmentation]
+
+
+def test_a_killed_call_goes_on(predicted, monkeypatch, tmp_path):
+    whole = tmp_path / "whole"
+    predicted(out=whole)
+    with monkeypatch.context() as patched, pytest.raises(training.Killed):
+        patched.setattr(
+            train.predict,
+            "write_label_map",
+            training.call_at(3, training.kill, train.predict.write_label_map),
+        )
+        predicted()
+    record = tmp_path / "out" / "predictions.jsonl"
+    assert files(tmp_path / "out") == [*NAMES[:2], "predictions.jsonl"]
+    record.write_bytes(record.read_bytes()[:-20])  # cut off in the second line
+    assert counts(predicted()) == (3, 1, 0)
+    assert counts(predicted()) == (0, 4, 0)
+    for name in NAMES:
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_what_is_damaged_missing_or_of_a_changed_file_is_done_again(predicted, scans, tmp_path):
+    predicted()
+    whole = {name: (tmp_path / "out" / name).read_bytes() for name in NAMES}
+    (tmp_path / "out" / "case_a.nii.gz").write_bytes(whole["case_a.nii.gz"][:-9])
+    (tmp_path / "out" / "case_b.nii.gz").unlink()
+    shutil.copy(scans / "case_a.nii.gz", scans / "case_c.nii.gz")
+    assert counts(predicted()) == (3, 1, 0)
+    for name, source in {**{name: name for name in NAMES}, "case_c.nii.gz": "case_a.nii.gz"}.items():
+        assert (tmp_path / "out" / name).read_bytes() == whole[source]
+    assert counts(predicted()) == (0, 4, 0)
+
+
+def test_a_change_of_the_values_beside_a_header_is_seen(predicted, scans, tmp_path):
+    (tmp_path / "scan").mkdir()
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "case_a.nii.gz")))
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "scan" / "a.mhd"))
+    assert counts(predicted(tmp_path / "scan" / "a.mhd")) == (1, 0, 0)
+    (tmp_path / "scan" / "a.raw").write_bytes(values[::-1].tobytes())
+    assert counts(predicted(tmp_path / "scan" / "a.mhd")) == (1, 0, 0)
+    assert counts(predicted(tmp_path / "scan" / "a.mhd")) == (0, 1, 0)
+
+
+def test_another_network_or_another_way_to_apply_it_does_all_again(predicted, run, tmp_path):
+    predicted()
+    before = (tmp_path / "out" / "case_a.nii.gz").read_bytes()
+    change_weights(run)
+    assert counts(predicted()) == (4, 0, 0)
+    assert (tmp_path / "out" / "case_a.nii.gz").read_bytes() != before
+    change_run(run, "inference", mirror_axes=[])
+    assert counts(predicted()) == (4, 0, 0)
+    change_run(run, "config", log_every=7)
+    assert counts(predicted()) == (0, 4, 0)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b'[1]\n{"case": []}\n{}\n\n', b'{"case": "case_a", "input": 3}\n']
+)
+def test_a_damaged_record_stands_for_nothing_done(predicted, tmp_path, content):
+    predicted()
+    (tmp_path / "out" / "predictions.jsonl").write_bytes(content)
+    assert counts(predicted()) == (4, 0, 0)
+    assert counts(predicted()) == (0, 4, 0)
+
+
+# ---------------------------------------------------------------- bad files
+
+
+def test_bad_files_are_listed_and_stop_no_other(predicted, scans, write_volume, tmp_path):
+    (scans / "case_a.nii.gz").write_bytes(gzip.compress(b"no volume" * 100))
+    (scans / "case_b.nii.gz").unlink()
+    (scans / "case_b.nii.gz").symlink_to("nowhere")
+    os.mkfifo(scans / "pipe.nii.gz")
+    write_volume(scans / "two.nii.gz", np.zeros((2, 4, 8, 8), np.float32))
+    result = predicted()
+    assert counts(result) == (2, 0, 4)
+    reasons = {entry["case"]: entry["reason"] for entry in result.failed}
+    assert list(reasons) == ["case_a", "case_b", "pipe", "two"]
+    assert "leads nowhere" in reasons["case_b"]
+    assert "pipe" in reasons["pipe"]
+    assert reasons["two"].endswith(
+        "another number of channels than the network was trained on; expected 1, found 2"
+    )
+    assert files(tmp_path / "out") == [*NAMES[2:], "predictions.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "adjacent", "asked", "expected"),
+    [(4, 0, None, "4"), (4, 0, 4, "1 or 4"), (6, 1, None, "2"), (6, 1, 6, "2"), (1, 0, 1, "1")],
+)
+def test_channels_are_those_of_the_training_data(in_channels, adjacent, asked, expected):
+    from train.inference import InferenceSettings
+
+    run = {"model": {"in_channels": in_channels}, "config": {"in_channels": asked}}
+    settings = InferenceSettings(adjacent_slices=adjacent)
+    with pytest.raises(SuperCLError, match="another number of channels") as refused:
+        train.predict.check_channels(3, run, settings)
+    assert (refused.value.expected, refused.value.found) == (expected, 3)
+    for allowed in expected.split(" or "):
+        train.predict.check_channels(int(allowed), run, settings)
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_an_unfinished_run_is_refused(predicted, run, tmp_path):
+    (run / "run.json").write_text(json.dumps({**read_run(run), "status": "running"}))
+    with pytest.raises(UsageError, match="status running"):
+        predicted()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_is_not_there_is_refused(predicted, tmp_path):
+    for source in (tmp_path / "nowhere", tmp_path / "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(SuperCLError):
+            predicted(source)
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_are_never_put_over_or_among_other_files(predicted, scans, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "case_a.nii.gz").write_text("mine")
+    before = training.snapshot(tmp_path)
+    for source, out, found in (
+        (scans, scans, "of the input"),
+        (scans, scans / "out", "of the input"),
+        (scans / "case_a.nii.gz", scans, "of the input"),
+        (scans, tmp_path / "mine", "other files: case_a.nii.gz"),
+        (scans, tmp_path / "mine" / "case_a.nii.gz", "a file"),
+        (scans / "case_a.nii.gz", tmp_path / "a.nii.gz", "the name of a file"),
+    ):
+        with pytest.raises(UsageError, match="folder of their own") as refused:
+            predicted(source, out)
+        assert found in str(refused.value.found)
+    assert training.snapshot(tmp_path) == before
+    (tmp_path / "fresh").mkdir()
+    assert counts(predicted(out=tmp_path / "fresh")) == (4, 0, 0)

@@ -1,0 +1,206 @@
+"""Prediction: volumes from files segmented by a fine-tuned run, as NIfTI in the geometry of their files.
+
+Called by `supercl predict` and from Python. Volumes are read, stored and normalised as preprocessing and training do,
+so a file gives the segmentation that evaluation gets from a cache of it.
+
+Beside the segmentations lies a record of what made each of them, one line a file, so that a second call does only
+what is not done. It is written after the segmentation: where both do not agree, the file is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from supercl_core import sources
+from supercl_core.errors import StorageError, SuperCLError, UsageError, printable
+from supercl_core.files import parse_json, read_text, write_text
+from supercl_core.intensity import normalisation_window, to_stored
+from supercl_core.progress import progress
+from supercl_core.sources import CaseSource
+from supercl_core.sources.base import with_usable_ids, without_suffix
+from supercl_core.splits import some_of
+from supercl_core.volume_headers import files_of, inspect_file
+from supercl_core.volumes import read_volume, write_label_map
+from train import runs
+from train.device import select_device
+from train.inference import InferenceSettings, check_finished, load_network, segment
+from train.models.unet import UNet
+from train.models.weights import WEIGHTS_NAME
+
+RECORD_NAME: Final = "predictions.jsonl"
+"""In the output folder: case, and SHA-256 (hex) of its input files, of the network and of the segmentation."""
+
+LARGEST_RECORD_BYTES: Final = 1 << 28
+"""Half a million segmentations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What became of the files of one call."""
+
+    class_names: tuple[str, ...]
+    """Of the segmentations, the background first."""
+    num_predicted: int
+    num_kept: int
+    """Done by an earlier call, with the same network, from the same files."""
+    failed: tuple[dict[str, str], ...]
+    """`case` and `reason` of each file that could not be segmented."""
+
+
+def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name: str = "auto") -> Predicted:
+    """Segment one volume or all of a folder with a fine-tuned run; what is done already is left as it is.
+
+    `input_path`: a volume, or a folder in any layout of `supercl_core.sources`. Writes
+    `output_path/<case>.nii.gz`, uint8 classes in the geometry of the file, each at once and whole.
+
+    Raises UsageError for a run that is not fine-tuned or not finished, and for an output folder that holds something
+    else or in which outputs would be inputs of the next call; SuperCLError where there is no input. What is wrong with
+    one volume, such as another number of channels than the network was trained on, stops no other.
+    """
+    run = runs.read_run(run_path)
+    check_finished(run, run_path)
+    cases = _cases(input_path)
+    _check_output(input_path, output_path)
+    device = select_device(device_name)
+    network = load_network(run, run_path).to(device)
+    settings = InferenceSettings.from_run(run)
+    network_digest = _network_digest(run_path, settings)
+    record_path = output_path / RECORD_NAME
+    done = _read_record(record_path)
+    write_text(record_path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
+    num_predicted = num_kept = 0
+    failed: list[dict[str, str]] = []
+    with progress("predict", total=len(cases), unit="volumes") as advance, record_path.open("a") as record:
+        for case in cases:
+            file = output_path / f"{case.id}.nii.gz"
+            try:
+                if case.problem:
+                    raise SuperCLError(case.problem, next_step="Rename the file.")
+                inspect_file(case.image_path)
+                made_of = {"input": _digest(files_of(case.image_path)), "network": network_digest}
+                if _is_done(file, done.get(case.id), made_of):
+                    num_kept += 1
+                else:
+                    _predict_case(case, file, network=network, run=run, settings=settings, device=device)
+                    line = {"case": case.id, **made_of, "segmentation": _digest([file])}
+                    record.write(json.dumps(line) + "\n")
+                    record.flush()
+                    num_predicted += 1
+            except StorageError:
+                raise
+            except SuperCLError as error:
+                failed.append({"case": case.id, "reason": error.one_line()})
+            advance(note=case.id)
+    return Predicted(
+        class_names=tuple(run["cache"]["class_names"]),
+        num_predicted=num_predicted,
+        num_kept=num_kept,
+        failed=tuple(failed),
+    )
+
+
+def _cases(input_path: Path) -> tuple[CaseSource, ...]:
+    if not input_path.is_file():
+        return sources.discover(input_path).cases
+    name = without_suffix(input_path.name) or input_path.name
+    return with_usable_ids([CaseSource(id=name, name=printable(input_path.name), image_path=input_path)])
+
+
+def _predict_case(
+    case: CaseSource,
+    file: Path,
+    *,
+    network: UNet,
+    run: dict[str, Any],
+    settings: InferenceSettings,
+    device: torch.device,
+) -> None:
+    """Segment one volume and write the result to `file`."""
+    volume = read_volume(case.image_path)
+    check_channels(len(volume.array_CZYX), run, settings)
+    geometry, stored = volume.geometry, to_stored(volume.array_CZYX)
+    del volume  # one that was converted is not needed any more
+    window_C4 = normalisation_window(stored)
+    classes_ZYX = segment(network, stored.array_CZYX, window_C4, settings=settings, device=device)
+    write_label_map(file, classes_ZYX, geometry)
+
+
+def check_channels(found: int, run: dict[str, Any], settings: InferenceSettings) -> None:
+    """Raise SuperCLError for a volume of another number of channels than those that the network was trained on."""
+    per_slice = run["model"]["in_channels"] // (2 * settings.adjacent_slices + 1)
+    # Single-channel images may have been repeated where in_channels was set, and adjacent slices were not asked for.
+    repeated = run["config"]["in_channels"] is not None and not settings.adjacent_slices
+    expected = sorted({per_slice, 1}) if repeated else [per_slice]
+    if found not in expected:
+        raise SuperCLError(
+            "The volume has another number of channels than the network was trained on.",
+            expected=" or ".join(map(str, expected)),
+            found=found,
+            next_step="Give volumes of the same kind as the training data.",
+        )
+
+
+def _check_output(input_path: Path, output_path: Path) -> None:
+    """Raise UsageError for an output folder that lies among the inputs, is no folder, or holds other things."""
+    found = ""
+    inputs, output = (
+        (input_path if input_path.is_dir() else input_path.parent).resolve(),
+        output_path.resolve(),
+    )
+    if output == inputs or (input_path.is_dir() and inputs in output.parents):
+        found = "a folder of the input, where segmentations would be taken for volumes"
+    elif output.is_dir():
+        names = sorted(entry.name for entry in output.iterdir())
+        if names and RECORD_NAME not in names:
+            found = f"a folder with other files: {some_of(names)}"
+    elif output.exists() or without_suffix(output.name) is not None:
+        found = "a file" if output.exists() else "the name of a file"
+    if found:
+        raise UsageError(
+            "Segmentations need a folder of their own.",
+            where=output_path,
+            expected="a new folder, or one that `supercl predict` wrote to",
+            found=found,
+            next_step="Name another folder.",
+        )
+
+
+def _is_done(file: Path, recorded: dict[str, Any] | None, made_of: dict[str, str]) -> bool:
+    """Whether the segmentation is there as recorded, of the same input and the same network."""
+    if recorded is None or any(recorded.get(key) != digest for key, digest in made_of.items()):
+        return False
+    return file.is_file() and recorded.get("segmentation") == _digest([file])
+
+
+def _read_record(record_path: Path) -> dict[str, dict[str, Any]]:
+    """The last line of each case. What is cut off or damaged stands for nothing done."""
+    record: dict[str, dict[str, Any]] = {}
+    if record_path.is_file():
+        with suppress(ValueError):
+            for line in read_text(record_path, limit_bytes=LARGEST_RECORD_BYTES).splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    entry = parse_json(line)
+                    record[entry["case"]] = entry
+    return record
+
+
+def _network_digest(run_path: Path, settings: InferenceSettings) -> str:
+    """SHA-256 (hex) of all that decides what the network gives: its weights and how it is applied."""
+    return hashlib.sha256(f"{_digest([run_path / WEIGHTS_NAME])} {settings}".encode()).hexdigest()
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 (hex) over the bytes of the files, in order."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
