@@ -131,6 +131,7 @@ SMALL = {
         "--cpus-per-task=4": "--cpus-per-task=1",
     },
     "finetune.sbatch": {"--array=0-4": "--array=0-0", "--cpus-per-task=4": "--cpus-per-task=1"},
+    "study.sbatch": {"--array=0-7": "--array=0-1", "--cpus-per-task=4": "--cpus-per-task=1"},
 }
 """What a user changes in the scripts, here for one machine of two cores."""
 
@@ -162,6 +163,8 @@ def slurm(tmp_path, msd_path, monkeypatch):
         "RUNS": tmp_path / "runs",
         "SPLIT": tmp_path / "split.json",
         "LABELLED": 1,
+        "STUDY": tmp_path / "tiny.toml",
+        "STUDY_OUT": tmp_path / "study",
         "PRETRAIN_OPTIONS": f"{small} --set steps=200 --set keep_checkpoints=9",
         "FINETUNE_OPTIONS": f"{small} --set steps=3",
         "ACTIVATE": tmp_path / "activate",
@@ -207,6 +210,28 @@ def test_the_chain_runs_through_a_preemption(slurm):
     assert {row["case"] for row in evaluation["rows"]} == {"case_b", "case_c"}
 
 
+@pytest.mark.slow
+def test_the_workers_of_a_study_go_on_after_a_preemption(slurm, monkeypatch, cache_path):
+    settings = "steps = 200\nbatch_size = 2\nfilters = 4\npatch_size = [16, 16]\nlog_every = 1"
+    (slurm / "tiny.toml").write_text(
+        f'cache = "{cache_path}"\nsplit = "split.json"\nlabelled = [1]\nseeds = [0]\nbaseline = "pcl"\n'
+        f"[pretrain]\n{settings}\n[recipes.short]\n{settings}\n"
+        '[arms.pcl]\npreset = "pcl"\n[arms.simclr]\npreset = "simclr"\n'
+    )
+    metrics = slurm / "study/pretrain/simclr/seed_0/metrics.jsonl"
+    monkeypatch.setenv("PREEMPT", json.dumps(["supercl study", str(metrics), 5]))
+    script = slurm / "scripts" / "study.sbatch"
+    subprocess.run(["sbatch", "--parsable", script], check=True, capture_output=True, timeout=300)
+    assert sorted(entry["job"] for entry in calls(slurm, "requeue")) == ["4711_0", "4711_1"], logs(slurm)
+    assert sorted(entry["codes"] for entry in calls(slurm, "srun")) == [[0], [0], [5], [5]]
+    results = json.loads((slurm / "study" / "results.json").read_text())
+    assert {(cell["arm"], cell["status"]) for cell in results["cells"]} == {
+        ("pcl", "finished"),
+        ("simclr", "finished"),
+    }
+    assert [entry["step"] for entry in read_metrics(metrics.parent)] == list(range(1, 201))
+
+
 def test_a_run_that_fails_is_not_requeued_and_ends_the_chain(slurm, monkeypatch, cache_path):
     shutil.copytree(cache_path, slurm / "cache.zarr")
     (slurm / "scripts/preprocess.sbatch").write_text(
@@ -235,12 +260,14 @@ def test_requeueing_has_an_end(slurm, tmp_path):
     (stub / "supercl").write_text("#!/bin/bash\nexit 5\n")
     (stub / "supercl").chmod(0o755)
     (tmp_path / "activate").write_text(f'export PATH={stub}:$PATH PREEMPT=\'["nothing", "", 0]\'\n')
-    for script in ("pretrain", "finetune"):
+    for script in ("pretrain", "finetune", "study"):
         path = slurm / "scripts" / f"{script}.sbatch"
         subprocess.run(["sbatch", "--parsable", path], check=True, capture_output=True, timeout=60)
     requeued = [entry["job"] for entry in calls(slurm, "requeue")]
-    assert requeued == ["4711"] * 20 + ["4712_0"] * 20
-    assert (slurm / "slurm/4711.status").read_text() == (slurm / "slurm/4712_0.status").read_text() == "5"
+    assert requeued[:40] == ["4711"] * 20 + ["4712_0"] * 20
+    assert sorted(requeued[40:]) == ["4713_0"] * 20 + ["4713_1"] * 20
+    for job in ("4711", "4712_0", "4713_0", "4713_1"):
+        assert (slurm / f"slurm/{job}.status").read_text() == "5"
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.iterdir() if path.suffix != ".md"))

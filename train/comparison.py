@@ -8,25 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from supercl_core.errors import SuperCLError
+from train.bootstrap import INTERVAL_RULE, Difference, paired_difference
 from train.metrics import MEAN
 from train.runs import read_evaluation, read_metrics, read_run
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-NUM_RESAMPLES: Final = 10_000
-"""Bootstrap resamples of the cases behind an interval."""
-
-INTERVAL: Final = (2.5, 97.5)
-"""Percentiles of the resampled means: a 95 % interval."""
-
-SEED: Final = 0
-"""Of the resampling, so that the same runs give the same interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +63,6 @@ class Run:
             for case in cases
         }
         return {**by_class, MEAN: means}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """How far the DSC of a run lies above that of the first run, over the cases that both have."""
-
-    mean: float
-    """In percentage points."""
-    interval: tuple[float, float] | None
-    """95 % interval of the mean, by a paired bootstrap over cases; None below two cases."""
-    num_cases: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +121,9 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                     next_step="Compare runs on one data set, evaluated with one protocol.",
                 )
     rows = []
-    baseline = runs[0].case_dsc()
+    structures = first["class_names"][1:]
     for run, evaluation in zip(runs, evaluations, strict=True):
-        dsc = run.case_dsc()
-        for class_name in [*first["class_names"][1:], MEAN]:
+        for class_name in [*structures, MEAN]:
             values = evaluation["summary"][class_name]
             rows.append(
                 ComparisonRow(
@@ -157,29 +137,14 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                     num_missing=values["num_missing_in_prediction"] + values["num_missing_in_truth"],
                     difference=None
                     if run is runs[0]
-                    else paired_difference(baseline.get(class_name, {}), dsc.get(class_name, {})),
+                    else paired_difference(
+                        [first],
+                        [evaluation],
+                        class_names=structures if class_name == MEAN else [class_name],
+                    ),
                 )
             )
     return Comparison(unit=first["unit"], rows=tuple(rows), notes=tuple(_notes(runs)))
-
-
-def paired_difference(baseline: dict[str, float], other: dict[str, float]) -> Difference | None:
-    """The mean of `other` - `baseline` over their common cases, with a bootstrap interval.
-
-    Both are DSC (0..1) by case. Cases are resampled with replacement, always both runs of a case together.
-    None without a common case. Source: Efron, "Bootstrap Methods" (1979), the percentile interval.
-    """
-    cases = sorted(baseline.keys() & other.keys())
-    if not cases:
-        return None
-    differences = 100 * np.array([other[case] - baseline[case] for case in cases])
-    interval = None
-    if len(cases) > 1:
-        random = np.random.default_rng(SEED)
-        means = differences[random.integers(len(cases), size=(NUM_RESAMPLES, len(cases)))].mean(axis=1)
-        low, high = np.percentile(means, INTERVAL)
-        interval = (float(low), float(high))
-    return Difference(mean=float(differences.mean()), interval=interval, num_cases=len(cases))
 
 
 def render_table(comparison: Comparison) -> Table:
@@ -198,8 +163,7 @@ def render_table(comparison: Comparison) -> Table:
         num_cases = sorted({row.difference.num_cases for row in comparison.rows if row.difference})
         caption.insert(
             1,
-            f"Difference: DSC to the first run in points, paired over n = {_range(num_cases)} cases; 95 % interval "
-            f"of {NUM_RESAMPLES:,} bootstrap resamples.",
+            f"Difference: DSC to the first run in points, paired over n = {_range(num_cases)} cases. {INTERVAL_RULE}",
         )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=Text("\n".join(caption)))
     table.caption_justify = "left"
@@ -227,16 +191,16 @@ def render_table(comparison: Comparison) -> Table:
 
 def number(value: float | None) -> str:
     """A metric with the digits that tables show; a dash where it is undefined."""
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:z.2f}"
 
 
 def difference_text(difference: Difference | None) -> str:
     """A difference with its interval, such as `+4.1 [+1.0, +7.3]`; empty where there is none."""
     if difference is None:
         return ""
-    text = f"{difference.mean:+.1f}"
+    text = f"{difference.mean:+z.1f}"
     if difference.interval:
-        text += f" [{difference.interval[0]:+.1f}, {difference.interval[1]:+.1f}]"
+        text += f" [{difference.interval[0]:+z.1f}, {difference.interval[1]:+z.1f}]"
     return text
 
 

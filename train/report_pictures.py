@@ -1,14 +1,14 @@
 """The pictures of cases that a report shows, taken from the cache and from saved segmentations.
 
 Chooses cases, slices, pixels and components, and says what is seen; drawing is left to `train.report_figures`.
-Called by `train.report`.
+Called by `train.report_runs` and `train.report_study`.
 
 Axes: z slice, y row, x column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +20,15 @@ from supercl_core.errors import SuperCLError
 from supercl_core.pictures import grey_slice, pixel_aspect
 from supercl_core.volumes import read_volume
 from train import report_figures as figures
-from train.comparison import Run, number
-from train.metrics import MEAN
+from train.comparison import Run
+from train.report_parts import Entry, Gallery, Picture
 
-FEATURE_STRIDE: Final = 16
+DEEPEST_STRIDE: Final = 16
 """Pixels of a slice between two pixels of the encoder's output, along y and x."""
 
-NUM_ANCHORS: Final = 4
+ANCHOR_CENTRES: Final = ((1 / 3, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1 / 3), (2 / 3, 2 / 3))
+"""About where anchors are shown, as parts of the slice's height and width."""
+
 NUM_COMPONENTS: Final = 4
 NUM_MEMBERS: Final = 6
 """Slices shown of each component."""
@@ -36,141 +38,125 @@ CROP_MARGIN: Final = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A run of the page."""
-
-    key: str
-    """A, B, ...: what pictures call it."""
-    colour: str
-    run: Run
-
-    @property
-    def name(self) -> str:
-        return self.run.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture with its texts."""
-
-    uri: str
-    """A data: URI; empty where there is nothing to show, which `caption` then explains."""
-    alt: str
-    caption: str
-    entry: Entry | None = None
-    """The run it belongs to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Pictures that stand side by side under one title."""
+class Segmented:
+    """A case to show with its segmentations."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    case_id: str
+    segmentations: tuple[tuple[Entry, Path, str], ...]
+    """Of each a run or an arm, the file, and a caption."""
 
 
-def cache_pictures(entries: list[Entry], evaluated: list[Entry], cache_path: Path | None) -> dict[str, Any]:
-    """What the page shows of the cache: `segmentations`, `superpixels`, `igcp`, and `without_cache`, a reason."""
-    path = cache_path or Path(entries[0].run.record["cache"]["path"])
+def cache_pictures(
+    cache_path: Path | None, *, segmented: Sequence[Segmented], pretrained: Sequence[Run]
+) -> dict[str, Any]:
+    """What a page shows of the cache: `segmentations`, `superpixels`, `igcp`, and `without_cache`, a reason.
+
+    Pairs are those of the last of the pre-training runs `pretrained` that uses them; without any, those that the
+    cache offers. Also gives the `class_colours` of the segmentations, by name. Where the cache cannot be read, or is
+    not known (None), the reason says so and nothing is shown.
+    """
+    nothing: dict[str, Any] = {"segmentations": [], "class_colours": {}, "superpixels": None, "igcp": None}
+    if cache_path is None:
+        return {**nothing, "without_cache": "no run names one yet"}
     try:
-        cache = open_cache(path)
-        ranked = _ranked_cases(evaluated)
-        example_case = cache.case(ranked[len(ranked) // 2][0] if ranked else cache.done[0].id)
+        cache = open_cache(cache_path)
+        example = cache.case(segmented[len(segmented) // 2].case_id if segmented else cache.done[0].id)
         return {
-            "segmentations": _segmentations(cache, evaluated, ranked),
-            "superpixels": _superpixels(example_case),
-            "igcp": _igcp(cache, entries),
+            "segmentations": [_segmentations(cache.case(shown.case_id), shown) for shown in segmented],
+            "class_colours": {
+                name: figures.class_colour(value) for value, name in enumerate(cache.class_names) if value
+            },
+            "superpixels": _superpixels(example, pretrained),
+            "igcp": _igcp(cache, pretrained),
             "without_cache": "",
         }
     except SuperCLError as error:
         reason = f"{error.one_line()} ({error.where})"
-        return {"segmentations": [], "superpixels": None, "igcp": None, "without_cache": reason}
+        return {**nothing, "without_cache": reason}
 
 
-def _ranked_cases(evaluated: list[Entry]) -> list[tuple[str, float]]:
-    """Cases and their mean DSC (0..1), best first, of the run that `_leading` names."""
-    if not evaluated:
-        return []
-    return sorted(_leading(evaluated).run.case_dsc()[MEAN].items(), key=lambda item: (-item[1], item[0]))
-
-
-def _leading(evaluated: list[Entry]) -> Entry:
-    """The run whose cases are ranked: the last one with a pre-trained encoder, or the first of all."""
-    return next((entry for entry in reversed(evaluated) if entry.run.record["init"]), evaluated[0])
-
-
-def _segmentations(cache: Cache, evaluated: list[Entry], ranked: list[tuple[str, float]]) -> list[Gallery]:
-    """The best, the median and the worst case, with the outlines of every run."""
+def extremes(dsc_by_case: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """The best, the median and the worst case: of each its rank, its id and its DSC; fewer where they coincide."""
+    ranked = sorted(dsc_by_case.items(), key=lambda item: (-item[1], item[0]))
     if not ranked:
         return []
     chosen = {0: "Best", len(ranked) // 2: "Median", len(ranked) - 1: "Worst"}
-    key = _leading(evaluated).key
-    galleries = []
-    for index, rank in sorted(chosen.items()):
-        case_id, dsc = ranked[index]
-        case = cache.case(case_id)
-        z = _middle_slice(case)
-        galleries.append(
-            Gallery(
-                title=f"{rank} case by the mean DSC of run {key} ({100 * dsc:.1f} %): {case_id}, slice {z}",
-                pictures=tuple(_outlined(case, z, evaluated)),
+    return [(rank, *ranked[index]) for index, rank in sorted(chosen.items())]
+
+
+def _segmentations(case: CachedCase, shown: Segmented) -> Gallery:
+    """The ground truth of a slice, filled, and each segmentation as lines over it."""
+    truth_ZYX, z = case.ground_truth_ZYX, _middle_slice(case)
+    title = f"{shown.title}: {case.row.id}, slice {z}"
+    if truth_ZYX is None:
+        nothing = Picture(uri="", alt="", caption="The cache has no ground truth of this case.")
+        return Gallery(title=title, pictures=(nothing,))
+    found = [_read_segmentation(path, truth_ZYX.shape) for _, path, _ in shown.segmentations]
+    label_maps = [truth_ZYX[z], *(volume[z] for volume in found if not isinstance(volume, str))]
+    box = _crop(np.any([label_map > 0 for label_map in label_maps], axis=0))
+    truth_YX = truth_ZYX[z][box]
+    pictures = [
+        Picture(
+            uri=_slice_picture(case, z, box=box, filled_YX=truth_YX),
+            alt=f"Slice {z} of case {case.row.id} with its ground truth.",
+            caption="Ground truth",
+        )
+    ]
+    for (entry, _, caption), volume in zip(shown.segmentations, found, strict=True):
+        if isinstance(volume, str):
+            pictures.append(Picture(uri="", alt="", caption=volume, entry=entry))
+            continue
+        segmentation_YX = volume[z][box]
+        outlines = [
+            figures.Outline(
+                label_map_YX=segmentation_YX == value, colour=figures.class_colour(int(value)), width=1.3
+            )
+            for value in np.unique(segmentation_YX[segmentation_YX > 0])
+        ]
+        pictures.append(
+            Picture(
+                uri=_slice_picture(case, z, box=box, filled_YX=truth_YX, outlines=outlines),
+                alt=f"The slice with ground truth and segmentation of {entry.mark.key}, {caption}.",
+                caption=caption,
+                entry=entry,
             )
         )
-    return galleries
+    return Gallery(title=title, pictures=tuple(pictures))
 
 
-def _outlined(case: CachedCase, z: int, evaluated: list[Entry]) -> list[Picture]:
-    truth_ZYX = case.ground_truth_ZYX
-    if truth_ZYX is None:
-        return [Picture(uri="", alt="", caption="The cache has no ground truth of this case.")]
-    predictions: dict[str, np.ndarray | str] = {}
-    for entry in evaluated:
-        try:
-            volume = read_volume(entry.run.path / "predictions" / f"{case.row.id}.nii.gz")
-        except SuperCLError as error:
-            predictions[entry.key] = f"No segmentation to show: {error.one_line()}."
-            continue
-        found_ZYX = volume.array_CZYX[0]
-        same = found_ZYX.shape == truth_ZYX.shape
-        predictions[entry.key] = found_ZYX[z] if same else "The segmentation has another shape than the case."
-    label_maps = [truth_ZYX[z], *(found for found in predictions.values() if not isinstance(found, str))]
-    box = _crop(np.any([label_map > 0 for label_map in label_maps], axis=0))
-    pictures = []
-    for entry in evaluated:
-        found = predictions[entry.key]
-        if isinstance(found, str):
-            pictures.append(Picture(uri="", alt="", caption=found, entry=entry))
-            continue
-        dsc = entry.run.case_dsc()[MEAN].get(case.row.id)
-        text = f"DSC of the case {number(dsc and 100 * dsc)} %"
-        # The wide truth shows on both sides of the narrow segmentation where the two agree.
-        truth = figures.Outline(
-            label_map_YX=truth_ZYX[z][box], colour=figures.TRUTH_COLOUR, width=2.8, rim=1.0
-        )
-        segmentation = figures.Outline(label_map_YX=found[box], colour=entry.colour, width=1.2)
-        uri = _slice_picture(case, z, box=box, outlines=[truth, segmentation])
-        alt = f"Slice {z} of case {case.row.id}: ground truth and segmentation of run {entry.key}, {text}."
-        pictures.append(Picture(uri=uri, alt=alt, caption=text, entry=entry))
-    return pictures
+def _read_segmentation(path: Path, shape: tuple[int, ...]) -> np.ndarray | str:
+    """The segmentation (z, y, x), or why there is none to show."""
+    try:
+        segmentation_ZYX = read_volume(path).array_CZYX[0]
+    except SuperCLError as error:
+        return f"No segmentation to show: {error.one_line()}."
+    if segmentation_ZYX.shape != shape:
+        return "The segmentation has another shape than the case."
+    return segmentation_ZYX
 
 
-def _superpixels(case: CachedCase) -> dict[str, Any]:
+def _superpixels(case: CachedCase, pretrained: Sequence[Run]) -> dict[str, Any]:
     """One slice with its superpixels and ASP map, and the ILCP pairs on it."""
+    strides = [run.record["config"].get("ilcp_stride") for run in pretrained if _uses_ilcp(run)]
+    stride = (strides[-1] if strides else None) or DEEPEST_STRIDE
     z = _middle_slice(case)
     superpixels_YX = np.asarray(case.superpixels_ZYX[z])
     num_superpixels = int(superpixels_YX.max()) + 1
     height, width = superpixels_YX.shape
-    centres = slice(FEATURE_STRIDE // 2, None, FEATURE_STRIDE)
+    centres = slice(stride // 2, None, stride)
     ids = superpixels_YX[centres, centres]
     sizes = np.bincount(ids.ravel())
     shared = np.flatnonzero(sizes > 1)
     candidates = shared if len(shared) else np.flatnonzero(sizes)
-    num_anchors = min(NUM_ANCHORS, len(candidates))
-    anchors = []
-    for label in candidates[np.arange(1, 2 * num_anchors, 2) * len(candidates) // (2 * num_anchors)]:
-        members = np.argwhere(ids == label)
-        row, column = members[len(members) // 2]
-        anchors.append((int(row), int(column)))
+    positions = np.argwhere(np.isin(ids, candidates))
+    anchors: list[tuple[int, int]] = []
+    for centre in ANCHOR_CENTRES:
+        free = positions[~np.isin(ids[tuple(positions.T)], [ids[anchor] for anchor in anchors])]
+        if len(free):
+            distances = np.linalg.norm((free + 0.5) / ids.shape - centre, axis=1)
+            row, column = free[np.argmin(distances)]
+            anchors.append((int(row), int(column)))
     asp_uri = figures.slice_picture(
         case.asp_ZGG[z].astype(np.float32), window=(0, 1), aspect=pixel_aspect(case.row) * height / width
     )
@@ -178,7 +164,7 @@ def _superpixels(case: CachedCase) -> dict[str, Any]:
     pairs_uri = figures.pixel_pairs_picture(
         grey_slice(case, z),
         superpixels_YX=superpixels_YX,
-        stride=FEATURE_STRIDE,
+        stride=stride,
         anchors=anchors,
         window=(0, 255),
         aspect=pixel_aspect(case.row),
@@ -202,19 +188,26 @@ def _superpixels(case: CachedCase) -> dict[str, Any]:
                 ),
                 Picture(
                     uri=pairs_uri,
-                    alt=f"Pixels of the stride-{FEATURE_STRIDE} map with {len(anchors)} anchors and their positives.",
+                    alt=f"Pixels of the stride-{stride} map with {len(anchors)} anchors and their positives.",
                     caption=f"ILCP: {len(anchors)} anchors (stars), their superpixels, and their positives (discs)",
                 ),
             ),
         ),
+        "stride": stride,
         "num_pixels": ids.size,
         "num_shared": int(sizes[shared].sum()),
     }
 
 
-def _igcp(cache: Cache, entries: list[Entry]) -> dict[str, Any]:
+def _uses_ilcp(run: Run) -> bool:
+    """Whether a pre-training run has a weight for L_intra, the second of its `weights`."""
+    weights = run.record["config"].get("weights")
+    return isinstance(weights, list) and len(weights) > 1 and weights[1] != 0
+
+
+def _igcp(cache: Cache, pretrained: Sequence[Run]) -> dict[str, Any]:
     """Some components of the weak labels, from the largest to the smallest, with some of their slices."""
-    used = next((labels for entry in reversed(entries) if (labels := entry.run.record["weak_labels"])), None)
+    used = next((labels for run in reversed(pretrained) if (labels := run.record["weak_labels"])), None)
     labels = cache.weak_labels(used["name"] if used else None)
     level = used["level"] if used else 0
     ccl = labels.ccl[level]
@@ -255,10 +248,11 @@ def _count(count: int, noun: str) -> str:
 
 
 def _middle_slice(case: CachedCase) -> int:
-    """The middle one of the slices that hold a structure, or of all slices."""
+    """The middle one of the slices that show as many classes as any, or of all slices."""
     truth_ZYX = case.ground_truth_ZYX
-    used = np.flatnonzero(truth_ZYX.any(axis=(1, 2))) if truth_ZYX is not None else np.zeros(0, int)
-    return int(used[len(used) // 2]) if len(used) else case.row.shape[1] // 2
+    shown = [len(np.unique(truth_YX)) for truth_YX in truth_ZYX] if truth_ZYX is not None else [1]
+    used = np.flatnonzero(np.array(shown) == max(shown))
+    return int(used[len(used) // 2]) if max(shown) > 1 else case.row.shape[1] // 2
 
 
 def _crop(mask_YX: np.ndarray) -> tuple[slice, slice]:
@@ -278,6 +272,7 @@ def _slice_picture(
     z: int,
     *,
     box: tuple[slice, slice] = (slice(None), slice(None)),
+    filled_YX: np.ndarray | None = None,
     outlines: Sequence[figures.Outline] = (),
     inches: float = 2.6,
 ) -> str:
@@ -285,6 +280,7 @@ def _slice_picture(
         grey_slice(case, z)[box],
         window=(0, 255),
         aspect=pixel_aspect(case.row),
+        filled_YX=filled_YX,
         outlines=outlines,
         inches=inches,
     )
