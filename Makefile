@@ -16,7 +16,7 @@ need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python )$(BIN)/supercl
 EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
 
-.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate bench bench-training stress fuzz
+.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate study-hippocampus study-acdc bench bench-training stress fuzz
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,21 @@ finetune: $(READY)  ## CACHE= RUN= INIT= SPLIT= LABELLED= [CONFIG=] [PRESET=]
 evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
+
+study-hippocampus: $(READY)  ## DATA= SPLIT= OUT= [JOBS=1] [FACTOR=1] [SET="KEY=VALUE ..."] the study on MSD Hippocampus; goes on after a stop
+study-acdc: FACTOR ?= 3
+study-acdc: $(READY)  ## the same on ACDC, at 1/FACTOR of its resolution (3)
+study-hippocampus study-acdc:
+	@$(foreach name,DATA SPLIT OUT,$(call need,$(name),DATA=Task04_Hippocampus SPLIT=paper_splits.json OUT=studies/out))
+	name=$(@:study-%=%); out="$(OUT)/$$name"; data="$(DATA)"
+	if [ "$(or $(FACTOR),1)" != 1 ]; then
+	  data="$$out-data"
+	  [ -e "$$data/dataset.json" ] || $(BIN)/python -m benchmarks.shrink "$(DATA)" "$$data" --factor $(FACTOR)
+	fi
+	$(BIN)/supercl preprocess "$$data" "$$out.zarr" $(if $(filter study-acdc,$@),--set spacing=unknown)
+	$(BIN)/supercl study studies/$$name.toml "$$out" --jobs $(or $(JOBS),1) --set cache="$$out.zarr" \
+	  --set split="$(SPLIT)" $(foreach one,$(SET),--set '$(one)')
+	$(BIN)/supercl report "$$out" -o "$$out.html"
 
 bench: $(READY)  ## DATA="DIR DIR" [QUICK=1] benchmarks of the cache; those of preprocessing go to docs/benchmarks.md
 	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")

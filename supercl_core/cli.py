@@ -45,7 +45,7 @@ COMMANDS: Final = {
         "train.scoring_commands", "train", "Score a run's test cases, or others' predictions."
     ),
     "predict": _Entry("train.scoring_commands", "train", "Segment volumes with a fine-tuned run (resumes)."),
-    "study": _Entry("train.study_commands", "train", "Compare methods over counts and seeds (resumes)."),
+    "study": _Entry("train.study.commands", "train", "Compare methods over counts and seeds (resumes)."),
     "report": _Entry("train.commands", "train", "Write one HTML page on runs or a study."),
     "doctor": _Entry("supercl_core.commands", "", "Show versions, devices and what is missing."),
 }

@@ -1,7 +1,7 @@
 """Slices as pictures: the window to grey values, superpixels painted with their means, borders, class colours.
 
 Pure functions on arrays, and on one slice of an open case. What is made of them is left to `supercl_core.view` (a
-contact sheet), `supercl_core.view_page` (a page), `preprocess.quality_report` and `train.report_pictures`, which
+contact sheet), `supercl_core.view_page` (a page), `preprocess.quality_report` and `train.report.pictures`, which
 call this module.
 
 Axes: z slice, c channel, y row, x column.

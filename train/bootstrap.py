@@ -1,4 +1,4 @@
-"""Intervals of mean scores, over patients and seeds together. Called by `train.comparison` and `train.study_results`.
+"""Intervals of mean scores, over patients and seeds together. Called by `train.comparison` and `train.study.results`.
 
 The scores of one arm are an array (seeds, cases, classes) in %, NaN where a class is absent from both prediction and
 truth. Its mean is what tables show: over the scores of a class, then over the classes.

@@ -1,6 +1,6 @@
 """The commands of the training half: `describe`, `pretrain`, `finetune`, `report`.
 
-Those that score are in `train.scoring_commands`, studies in `train.study_commands`.
+Those that score are in `train.scoring_commands`, studies in `train.study.commands`.
 """
 
 from __future__ import annotations
@@ -264,8 +264,8 @@ def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
     from rich.console import Console
 
     from train.comparison import compare, render_table
-    from train.report import is_study, write_report
-    from train.study_results import read_results, render_results
+    from train.report.page import is_study, write_report
+    from train.study.results import read_results, render_results
 
     write_report(list(paths), output, cache_path=cache)
     if is_study(paths[0]):

@@ -1,6 +1,6 @@
 """Fine-tuned runs side by side: the table of their scores, and how far each lies from the first.
 
-Reads what training and evaluation left in run folders. Called by the commands and by `train.report`.
+Reads what training and evaluation left in run folders. Called by the commands and by `train.report.page`.
 """
 
 from __future__ import annotations

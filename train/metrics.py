@@ -1,7 +1,7 @@
 """Segmentation metrics of one case and their means over cases: DSC, JC, HD95 and ASD.
 
 Distances are MONAI's. What becomes of structures that are missing on either side is decided here, before
-MONAI is called, and counted. Called by `train.evaluate`; `train.comparison` and `train.report` read the rows.
+MONAI is called, and counted. Called by `train.evaluate`; `train.comparison` and `train.report.page` read the rows.
 
 Axes: z slice, y row, x column.
 """

@@ -205,10 +205,11 @@ def _run(world: World) -> Prepared:
     import jinja2
     from rich.console import Console
 
-    from train import report_figures, runs
+    from train import runs
     from train.comparison import compare_runs, read_runs, render_table
     from train.metrics import METRICS, summarise
-    from train.report import write_report
+    from train.report import figures
+    from train.report.page import write_report
 
     folder = world.scratch / "run"
     description: dict[str, Any] = {
@@ -266,7 +267,7 @@ def _run(world: World) -> Prepared:
             runs.start_run(folder, description)
         drawn = mock.Mock(return_value="data:,")
         with (
-            mock.patch.multiple(report_figures, boxes=drawn, curves=drawn),
+            mock.patch.multiple(figures, boxes=drawn, curves=drawn),
             mock.patch.object(jinja2, "Environment", one_environment),
         ):
             write_report([folder], page)

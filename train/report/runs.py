@@ -1,7 +1,7 @@
-"""What the report of runs shows, gathered into plain values for `report_runs.html.jinja`.
+"""What the report of runs shows, gathered into plain values for `runs.html.jinja`.
 
-Pictures of cases are left to `train.report_pictures`, scores to `train.comparison`. What cannot be shown yet is left
-out with a sentence. Called by `train.report`.
+Pictures of cases are left to `train.report.pictures`, scores to `train.comparison`. What cannot be shown yet is left
+out with a sentence. Called by `train.report.page`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train import report_figures as figures
 from train.comparison import Comparison, Run, compare_runs, number, read_runs
 from train.metrics import MEAN, MISSING_RULE
-from train.report_parts import (
+from train.report import figures
+from train.report.parts import (
     Entry,
     Picture,
     box_plot,
@@ -23,7 +23,7 @@ from train.report_parts import (
     side_by_side,
     training_curves,
 )
-from train.report_pictures import Segmented, cache_pictures, extremes
+from train.report.pictures import Segmented, cache_pictures, extremes
 
 
 @dataclass(frozen=True, kw_only=True)

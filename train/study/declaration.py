@@ -1,8 +1,8 @@
 """What a study is: arms x recipes x labelled counts x seeds, read from a TOML file and checked before anything runs.
 
 Arms differ in where fine-tuning starts: from scratch, from pre-training by some method, or from weights made elsewhere.
-All arms have the same budget: that of [pretrain], and that of the recipe. `train.study_runner` runs the cells,
-`train.study_results` says what came of them.
+All arms have the same budget: that of [pretrain], and that of the recipe. `train.study.runner` runs the cells,
+`train.study.results` says what came of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The report: one self-contained HTML page for one or several runs, or for a study, finished or not.
 
-What a page shows is gathered by `train.report_runs` or `train.report_study` and rendered here with a template of the
+What a page shows is gathered by `train.report.runs` or `train.report.study` and rendered here with a template of the
 same name. Called by the command `supercl report`.
 """
 
@@ -15,8 +15,8 @@ from supercl_core.errors import UsageError
 from supercl_core.files import write_text
 from train.bootstrap import INTERVAL_RULE
 from train.comparison import difference_text, number
-from train.report_runs import runs_page
-from train.report_study import study_page
+from train.report.runs import runs_page
+from train.report.study import study_page
 
 
 def write_report(paths: Sequence[Path], output: Path, *, cache_path: Path | None = None) -> Path:
@@ -38,9 +38,9 @@ def write_report(paths: Sequence[Path], output: Path, *, cache_path: Path | None
             next_step="Write a page for each: `supercl report STUDY -o study.html`.",
         )
     if studies:
-        name, page = "report_study.html.jinja", study_page(studies[0], cache_path=cache_path)
+        name, page = "study.html.jinja", study_page(studies[0], cache_path=cache_path)
     else:
-        name, page = "report_runs.html.jinja", runs_page(paths, cache_path=cache_path)
+        name, page = "runs.html.jinja", runs_page(paths, cache_path=cache_path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

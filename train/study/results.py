@@ -1,6 +1,6 @@
 """The results of a study: what they are, their files OUT/results.json and OUT/results.csv, and their table.
 
-They are gathered by `train.study_collection`, and read again by the report. Called by `supercl study`, `train.report`.
+They are gathered by `train.study.collection`, and read by the report. Called by `supercl study`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.bootstrap import Difference
 from train.comparison import difference_text, number
 from train.metrics import MEAN
 from train.run_shapes import check, count
-from train.study import Labelled, Status
+from train.study.declaration import Labelled, Status
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -15,9 +15,9 @@ from supercl_core.errors import SuperCLError
 from supercl_core.locks import hold
 from train.bootstrap import Difference
 from train.metrics import MEAN
-from train.study import CellKey, pretrain_path, read_study
-from train.study_collection import collect, labels_needed
-from train.study_results import read_results, render_results, write_results
+from train.study.collection import collect, labels_needed
+from train.study.declaration import CellKey, pretrain_path, read_study
+from train.study.results import read_results, render_results, write_results
 
 STUDY = """
 cache = "a.zarr"

@@ -19,8 +19,8 @@ from made_runs import write_run
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CasesFailedError, PreemptedError, StorageError, SuperCLError, UsageError
 from supercl_core.locks import hold, lock_path
-from train.study import read_study
-from train.study_runner import failures, read_splits, run_workers, start_study, tasks_of, work
+from train.study.declaration import read_study
+from train.study.runner import failures, read_splits, run_workers, start_study, tasks_of, work
 
 STUDY = """
 cache = "noise.zarr"

@@ -16,7 +16,7 @@ from training import assert_same_weights, call_at
 
 import train.loop
 from train.runs import read_metrics, read_run
-from train.study_results import read_results
+from train.study.results import read_results
 
 SMALL = {
     name: training.SMALL[name]
@@ -83,7 +83,7 @@ def test_the_plan_names_all_runs_and_changes_nothing(declaration, tmp_path, supe
 
 
 def test_the_help_shows_a_study_that_can_be_read(tmp_path, supercl):
-    from train.study import read_study
+    from train.study.declaration import read_study
 
     text = supercl("study", "--help").out
     _, _, example = text.partition("A study, STUDY.toml:")

@@ -1,4 +1,4 @@
-"""The results of a study beside the runs that they come from, each read once. Called by `train.report_study`."""
+"""The results of a study beside the runs that they come from, each read once. Called by `train.report.study`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from train import report_figures as figures
 from train.comparison import Run, read_runs
 from train.metrics import MEAN
-from train.report_parts import Entry
+from train.report import figures
+from train.report.parts import Entry
 from train.runs import read_evaluation
-from train.study import Labelled
-from train.study_results import Cell, Results
+from train.study.declaration import Labelled
+from train.study.results import Cell, Results
 
 
 class StudyRuns:

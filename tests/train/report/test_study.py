@@ -9,12 +9,12 @@ from reports import CASE_IDS, evaluate, measured, read_page, write_cache, write_
 from supercl_core.errors import SuperCLError, UsageError
 from train import runs
 from train.bootstrap import Difference
-from train.report import write_report
-from train.report_study import _compared
-from train.study import CellKey, pretrain_path, read_study
-from train.study_collection import collect
-from train.study_results import read_results, write_results
-from train.study_runner import start_study
+from train.report.page import write_report
+from train.report.study import _compared
+from train.study.collection import collect
+from train.study.declaration import CellKey, pretrain_path, read_study
+from train.study.results import read_results, write_results
+from train.study.runner import start_study
 
 DECLARATION = """
 cache = "phantom.zarr"

@@ -1,8 +1,8 @@
-"""What the report of a study shows, gathered into plain values for `report_study.html.jinja`.
+"""What the report of a study shows, gathered into plain values for `study.html.jinja`.
 
-Scores, intervals and saved labels come from `train.study_results`; cases and curves from the runs of the study
-(`train.report_study_runs`), settings from its declaration. Pictures of cases are left to `train.report_pictures`.
-Called by `train.report`.
+Scores, intervals and saved labels come from `train.study.results`; cases and curves from the runs of the study
+(`train.report.study_runs`), settings from its declaration. Pictures of cases are left to `train.report.pictures`.
+Called by `train.report.page`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Final
 import numpy as np
 
 from supercl_core.files import read_json
-from train import report_figures as figures
 from train.bootstrap import Difference
 from train.comparison import Run
 from train.metrics import MEAN
-from train.report_parts import (
+from train.report import figures
+from train.report.parts import (
     Entry,
     Picture,
     Table,
@@ -30,12 +30,12 @@ from train.report_parts import (
     side_by_side,
     training_curves,
 )
-from train.report_pictures import Segmented, cache_pictures, extremes
-from train.report_study_runs import StudyRuns
+from train.report.pictures import Segmented, cache_pictures, extremes
+from train.report.study_runs import StudyRuns
 from train.run_shapes import check
 from train.runs import LARGEST_FILE_BYTES
-from train.study import Labelled
-from train.study_results import damaged, read_results
+from train.study.declaration import Labelled
+from train.study.results import damaged, read_results
 
 STATUSES: Final = ("finished", "running", "waiting", "failed")
 

@@ -10,7 +10,7 @@ from reports import CLASSES, NASTY, evaluate, measured, read_page, write_cache, 
 
 from supercl_core.errors import SuperCLError
 from train.metrics import summarise
-from train.report import write_report
+from train.report.page import write_report
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from train.study import Study
-    from train.study_runner import Task
+    from train.study.declaration import Study
+    from train.study.runner import Task
 
 _PATH = click.Path(path_type=Path)
 
@@ -95,10 +95,10 @@ def study(
     from rich.console import Console
 
     from supercl_core.cache_reader import open_cache
-    from train.study import read_study
-    from train.study_collection import collect
-    from train.study_results import render_results, write_results
-    from train.study_runner import failures, read_splits, run_task, run_workers, start_study, tasks_of, work
+    from train.study.collection import collect
+    from train.study.declaration import read_study
+    from train.study.results import render_results, write_results
+    from train.study.runner import failures, read_splits, run_task, run_workers, start_study, tasks_of, work
 
     declared = read_study(declaration, assignments=assignments)
     cache = open_cache(declared.cache)

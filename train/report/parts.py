@@ -1,7 +1,7 @@
 """What the pages of runs and of studies share: marked names, pictures, tables of settings, curves and box plots.
 
-Drawing is left to `train.report_figures`. Called by `train.report_runs`, `train.report_study` and
-`train.report_pictures`.
+Drawing is left to `train.report.figures`. Called by `train.report.runs`, `train.report.study` and
+`train.report.pictures`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from train import report_figures as figures
 from train.comparison import Run
+from train.report import figures
 
 MAX_UNCOUNTED: Final = 3
 """Items of a list of settings that is shown without its length."""

@@ -8,7 +8,7 @@
 
 What a folder holds is all that workers know of each other. A run is taken by its lock (`supercl_core.locks`), which the
 others take over when its holder is dead, so there is nothing to set up and nothing to clean up. What is declared is
-`train.study`; what came of it, `train.study_results`. Called by `supercl study`.
+`train.study.declaration`; what came of it, `train.study.results`. Called by `supercl study`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from train.models.weights import WEIGHTS_NAME
 from train.pretraining import pretrain
 from train.run_log import note
 from train.stopping import stop_requests
-from train.study import CellKey, Labelled, Status, Study, pretrain_path
+from train.study.declaration import CellKey, Labelled, Status, Study, pretrain_path
 
 FORMAT_VERSION: Final = 1
 """Version of study.json."""

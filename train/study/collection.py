@@ -27,9 +27,9 @@ from train.bootstrap import (
     scores,
 )
 from train.metrics import MEAN, MISSING_RULE
-from train.study import CellKey, Labelled, Study
-from train.study_results import Bound, Cell, Results, Row, Saved
-from train.study_runner import Task, tasks_of
+from train.study.declaration import CellKey, Labelled, Study
+from train.study.results import Bound, Cell, Results, Row, Saved
+from train.study.runner import Task, tasks_of
 
 _BUDGET_SHOWN: Final = (
     "steps",

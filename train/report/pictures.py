@@ -1,7 +1,7 @@
 """The pictures of cases that a report shows, taken from the cache and from saved segmentations.
 
-Chooses cases, slices, pixels and components, and says what is seen; drawing is left to `train.report_figures`.
-Called by `train.report_runs` and `train.report_study`.
+Chooses cases, slices, pixels and components, and says what is seen; drawing is left to `train.report.figures`.
+Called by `train.report.runs` and `train.report.study`.
 
 Axes: z slice, y row, x column.
 """
@@ -19,9 +19,9 @@ from supercl_core.cache_reader import Cache, CachedCase, open_cache
 from supercl_core.errors import SuperCLError
 from supercl_core.pictures import grey_slice, pixel_aspect
 from supercl_core.volumes import read_volume
-from train import report_figures as figures
 from train.comparison import Run
-from train.report_parts import Entry, Gallery, Picture
+from train.report import figures
+from train.report.parts import Entry, Gallery, Picture
 
 DEEPEST_STRIDE: Final = 16
 """Pixels of a slice between two pixels of the encoder's output, along y and x."""

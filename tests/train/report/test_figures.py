@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from train import report_figures as figures
+from train.report import figures
 
 
 def pixels(uri):

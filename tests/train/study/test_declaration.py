@@ -8,7 +8,7 @@ import re
 import pytest
 
 from supercl_core.errors import UsageError
-from train.study import BUDGET, CellKey, read_study
+from train.study.declaration import BUDGET, CellKey, read_study
 
 STUDY = """
 cache = "data/heart.zarr"
