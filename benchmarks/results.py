@@ -1,0 +1,114 @@
+"""The tables of docs/results.md, from the folders of studies.
+
+    python -m benchmarks.results OUT/hippocampus OUT/acdc
+
+Each study's part of the page, between `<!-- study NAME -->` and `<!-- end -->`, is written anew. The text around it is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+if not __package__:  # run by its path: beside it lies a script that has the name of a package
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from train.comparison import difference_text, number
+from train.metrics import MEAN
+from train.study.results import Results, Row, Saved, mean_text, read_results
+
+PAGE: Final = Path(__file__).parents[1] / "docs" / "results.md"
+
+
+@click.command(help=__doc__)
+@click.argument("studies", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--page", default=PAGE, type=click.Path(exists=True, path_type=Path), help="The page.")
+def main(studies: tuple[Path, ...], page: Path) -> None:
+    """Write the parts of all studies."""
+    text = page.read_text()
+    for study in studies:
+        results = read_results(study)
+        begin = f"<!-- study {results.name} -->"
+        part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
+        text, num_found = part.subn(lambda _, results=results: "\n".join(lines(results)) + "\n", text)
+        if num_found != 1:
+            raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
+    page.write_text(text)
+
+
+def lines(results: Results) -> list[str]:
+    """The conditions of a study, and a row for each recipe, count and arm."""
+    versions = results.provenance["versions"]
+    finished = sum(cell.status == "finished" for cell in results.cells)
+    saved = {(one.recipe, one.arm, one.labelled): one for one in results.saved}
+    means = [row for row in results.rows if row.class_name == MEAN]
+    best: dict[Any, float] = {}
+    for row in means:
+        if row.dsc is not None:
+            key = row.recipe, row.labelled
+            best[key] = max(best.get(key, 0.0), row.dsc)
+    return [
+        f"{finished} of {len(results.cells)} cells, seeds {', '.join(map(str, results.seeds))}, scored on "
+        f"{results.scored_on} cases. {_budget(results)} supercl {versions['supercl']} at commit "
+        f"{str(results.provenance['commit'])[:7]}, torch {versions['torch']}.",
+        "",
+        "| recipe | labelled | arm | DSC % ± sd of seeds | 95 % interval | difference to "
+        f"{results.baseline} | HD95 {results.unit} | missing | {results.baseline} needs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(
+            _line(row, saved.get((row.recipe, row.arm, row.labelled)), best.get((row.recipe, row.labelled)))
+            for row in means
+        ),
+    ]
+
+
+def _line(row: Row, saved: Saved | None, best: float | None) -> str:
+    mark = "**" if row.dsc is not None and row.dsc == best else ""
+    interval = f"{row.interval[0]:.1f} to {row.interval[1]:.1f}" if row.interval else "–"
+    difference = difference_text(row.difference) if row.difference else ""
+    needs = f"{saved.bound} {saved.baseline_labels:.0f}".strip() if saved and saved.baseline_labels else ""
+    cells = [
+        row.recipe,
+        row.labelled,
+        row.arm,
+        f"{mark}{mean_text(row)}{mark}",
+        interval,
+        difference + ("*" if row.difference and row.difference.is_clear else ""),
+        number(row.hd95),
+        f"{row.num_missing}/{row.num_cases}",
+        needs,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _budget(results: Results) -> str:
+    """Steps and sizes in a few words, and the mean time of a run."""
+    budget, times = results.budget, results.budget["mean_seconds"]
+    parts = []
+    if pretrain := budget["pretrain"]:
+        parts.append(f"pre-training: {_steps(pretrain)}, {_seconds(times['pretrain'])}")
+    for recipe, by_count in budget["finetune"].items():
+        kinds = list(dict.fromkeys(_steps(config) for config in by_count.values()))
+        parts.append(f"`{recipe}`: {' or '.join(kinds)}, {_seconds(times['finetune'][recipe])}")
+    return f"Budgets of every arm: {'; '.join(parts)}."
+
+
+def _steps(config: dict[str, Any]) -> str:
+    length = f"{config['epochs']} epochs" if config.get("epochs") else f"{config['steps']:,} steps"
+    patch = f" of {config['patch_size'][0]} x {config['patch_size'][1]}" if config["patch_size"] else ""
+    channels = f", {config['adjacent_slices']} slice on each side" if config["adjacent_slices"] else ""
+    return f"{length} x {config['batch_size']} slices{patch}, {config['filters']} filters{channels}"
+
+
+def _seconds(of_arms: dict[str, float | None]) -> str:
+    known = [value for value in of_arms.values() if value is not None]
+    return f"{min(known):.0f} to {max(known):.0f} s a run" if known else "not run yet"
+
+
+if __name__ == "__main__":
+    main()
