@@ -80,20 +80,25 @@ evaluate: $(READY)  ## RUN= CACHE=
 	@$(call need,RUN,RUN=runs/pretrained CACHE=heart.zarr)$(call need,CACHE,RUN=runs/pretrained CACHE=heart.zarr)
 	$(BIN)/supercl evaluate $(RUN) $(CACHE)
 
-study-hippocampus: $(READY)  ## DATA= SPLIT= OUT= [JOBS=1] [FACTOR=1] [SET="KEY=VALUE ..."] the study on MSD Hippocampus; goes on after a stop
+study-hippocampus: $(READY)  ## DATA= SPLIT= OUT= [JOBS=1] [FACTOR=1] [SET="KEY=VALUE ..."] the study on MSD Hippocampus (goes on after a stop)
 study-acdc: FACTOR ?= 3
 study-acdc: $(READY)  ## the same on ACDC, at 1/FACTOR of its resolution (3)
 study-hippocampus study-acdc:
 	@$(foreach name,DATA SPLIT OUT,$(call need,$(name),DATA=Task04_Hippocampus SPLIT=paper_splits.json OUT=studies/out))
-	name=$(@:study-%=%); out="$(OUT)/$$name"; data="$(DATA)"
-	if [ "$(or $(FACTOR),1)" != 1 ]; then
-	  data="$$out-data"
-	  [ -e "$$data/dataset.json" ] || $(BIN)/python -m benchmarks.shrink "$(DATA)" "$$data" --factor $(FACTOR)
+	name=$(@:study-%=%) factor=$(or $(FACTOR),1) data="$(DATA)"
+	out="$(OUT)/$$name"
+	if [ "$$factor" != 1 ]; then
+	  data="$$out-data-$$factor"
+	  [ -e "$$data/dataset.json" ] || $(BIN)/python -m benchmarks.shrink "$(DATA)" "$$data" --factor "$$factor"
 	fi
-	$(BIN)/supercl preprocess "$$data" "$$out.zarr" $(if $(filter study-acdc,$@),--set spacing=unknown)
-	$(BIN)/supercl study studies/$$name.toml "$$out" --jobs $(or $(JOBS),1) --set cache="$$out.zarr" \
-	  --set split="$(SPLIT)" $(foreach one,$(SET),--set '$(one)')
+	cache="$$out-$$factor.zarr"
+	$(BIN)/supercl preprocess "$$data" "$$cache" $(if $(filter study-acdc,$@),--set spacing=unknown)
+	status=0
+	$(BIN)/supercl study studies/$$name.toml "$$out" --jobs $(or $(JOBS),1) --set cache="$$cache" \
+	  --set split="$(SPLIT)" $(foreach one,$(SET),--set '$(one)') || status=$$?
+	[ $$status = 0 ] || [ $$status = 3 ] || exit $$status
 	$(BIN)/supercl report "$$out" -o "$$out.html"
+	exit $$status
 
 bench: $(READY)  ## DATA="DIR DIR" [QUICK=1] benchmarks of the cache; those of preprocessing go to docs/benchmarks.md
 	@$(call need,DATA,DATA="ACDC Task04_Hippocampus")

@@ -30,6 +30,7 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.machine import as_text, conditions
+from benchmarks.shrink import shrink as write_smaller
 
 HELD_OUT: Final = 0.25
 """Share of the cases outside of the published test list that is held out."""
@@ -111,8 +112,6 @@ def main(
 
 def prepare(out: Path, data: Path, splits: Path, num_labelled: int, shrink: int) -> None:
     """The cache of all cases outside of the published test list, both sets of labels, and a split of these cases."""
-    import SimpleITK as sitk
-
     from preprocess import run, weak_labels
     from preprocess.pipeline import PreprocessConfig
     from supercl_core.cache_reader import open_cache
@@ -126,17 +125,7 @@ def prepare(out: Path, data: Path, splits: Path, num_labelled: int, shrink: int)
     labelled = {case.id: case for case in source.cases if case.label_path is not None}
     test = set(read_split(str(splits), sorted(labelled), data_set=source.name, num_labelled=None).test)
     folder = out / "input"
-    declared = json.loads((data / "dataset.json").read_text())
-    entries = []
-    for entry in declared["training"]:
-        if Path(entry["image"]).name.removesuffix(".nii.gz") not in test:
-            entries.append(entry)
-            # Means of squares of pixels, and of labels the ones in the middle, so that both lie over each other.
-            for name, reduced in ((entry["image"], sitk.BinShrink), (entry["label"], sitk.Shrink)):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                volume = reduced(sitk.ReadImage(str(data / name)), [shrink, shrink, 1])
-                sitk.WriteImage(volume, str(folder / name))
-    (folder / "dataset.json").write_text(json.dumps({**declared, "training": entries, "test": []}))
+    write_smaller(data, folder, factor=shrink, left_out=test)
     cache_path = out / "cache.zarr"
     run(folder, cache_path, config=PreprocessConfig(spacing="unknown"))
     weak_labels(open_cache(cache_path), neighbours="any", make_default=False)

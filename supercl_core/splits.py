@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from supercl_core.cases import CaseRow, identical_cases, patient_number, patients
+from supercl_core.cases import CaseRow, patient_number, patients
 from supercl_core.errors import UsageError
 from supercl_core.files import read_json, write_json
 
@@ -68,18 +68,17 @@ def read_split(
     `file` is a path, or `path:SECTION` for a file with several data sets; without a section the one whose name
     matches `data_set` is taken. `num_labelled` counts keys. A count that the file lists is used as it is. Any other
     takes the first keys of all lists together, shorter lists first, so that such counts are nested. "all" takes every
-    case with ground truth but the test cases and those of identical content. None takes no case (pre-training).
+    case with ground truth but those of test patients. None takes no case (pre-training).
     With `rows`, the cases of the cache, which "all" needs, what they hold is checked too.
 
     Raises UsageError for an unreadable file, an unknown section, count or case, a case that is listed twice or is
-    both labelled and for testing and, with `rows`, a labelled case without ground truth or with the content of a test
-    case.
+    both labelled and for testing and, with `rows`, a labelled case without ground truth or of a test patient.
     """
     section = _section(file, data_set)
     test = _resolve(section["test"], case_ids, file)
     if num_labelled == "all":
         assert rows, "only the rows of a cache tell which cases have a ground truth"
-        left_out = {*test, *identical_to(rows, test)}
+        left_out = {*test, *of_same_patients(rows, test)}
         labelled = [row.id for row in rows if row.has_ground_truth and row.id not in left_out]
         numbers = [patient_number(case_id) for case_id in labelled]
         num_keys = len({id if of is None else of for id, of in zip(labelled, numbers, strict=True)})
@@ -89,23 +88,24 @@ def read_split(
     split = Split(file=file, labelled=tuple(labelled), test=tuple(test), num_labelled_keys=num_keys)
     if rows:
         _check_ground_truth(split, rows)
-        check_contents(split, rows)
+        check_patients(split, rows)
     return split
 
 
-def identical_to(rows: Sequence[CaseRow], case_ids: Iterable[str]) -> tuple[str, ...]:
-    """The other cases whose content is that of one of `case_ids`, in order: the same cases under other names."""
+def of_same_patients(rows: Sequence[CaseRow], case_ids: Iterable[str]) -> tuple[str, ...]:
+    """The other cases of the patients that `case_ids` are of, in order: further frames, and identical cases."""
     known = set(case_ids)
-    groups = [set(group) for group in identical_cases(rows)]
-    return tuple(sorted(case_id for group in groups if group & known for case_id in group - known))
+    patient = dict(zip([row.id for row in rows], patients(rows).tolist(), strict=True))
+    theirs = {patient[case_id] for case_id in known & patient.keys()}
+    return tuple(sorted(case_id for case_id in patient.keys() - known if patient[case_id] in theirs))
 
 
 def cases_without(rows: Sequence[CaseRow], case_ids: Sequence[str]) -> list[str]:
-    """The cases that are done, but for `case_ids` and those of identical content: what pre-training may see.
+    """The cases that are done, but for `case_ids` and all others of their patients: what pre-training may see.
 
     Raises UsageError where no case is left.
     """
-    left_out = {*case_ids, *identical_to(rows, case_ids)}
+    left_out = {*case_ids, *of_same_patients(rows, case_ids)}
     done = [row.id for row in rows if row.state == "done"]
     left = [case_id for case_id in done if case_id not in left_out]
     if not left:
@@ -118,17 +118,18 @@ def cases_without(rows: Sequence[CaseRow], case_ids: Sequence[str]) -> list[str]
     return left
 
 
-def check_contents(split: Split, rows: Sequence[CaseRow]) -> None:
-    """Raise UsageError where a labelled case has the content of a test case. `rows`: the cases of the cache."""
+def check_patients(split: Split, rows: Sequence[CaseRow]) -> None:
+    """Raise UsageError where a labelled case is of the patient of a test case. `rows`: the cases of the cache."""
+    patient = dict(zip([row.id for row in rows], patients(rows).tolist(), strict=True))
     both = [
         f"{labelled} = {test}"
-        for group in identical_cases(rows)
-        for labelled in sorted({*split.labelled}.intersection(group))
-        for test in sorted({*split.test}.intersection(group))
+        for labelled in sorted(split.labelled)
+        for test in sorted(split.test)
+        if patient.get(labelled, labelled) == patient.get(test, test)
     ]
     if both:
         raise UsageError(
-            "The split uses cases of identical content both for training and for testing.",
+            "The split uses cases of one patient, or of identical content, both for training and for testing.",
             where=split.file,
             expected="no test case under another name among the labelled ones",
             found=some_of(both),

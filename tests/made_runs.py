@@ -25,6 +25,7 @@ def write_run(path, dsc_by_case, *, labelled=2, steps=300, unit="mm", classes=CL
         "content_digests": {},
         "split": {"file": "s.txt", "labelled": labelled},
         "init": None,
+        "lineage": [],
         "unlabelled_test_cases_seen": 0,
         "weak_labels": None,
         "provenance": {},

@@ -91,6 +91,7 @@ def write_run(
         "content_digests": content_digests(cache, [] if tuned else case_ids),
         "split": {"file": "splits.txt", "labelled": labelled} if tuned else None,
         "init": init,
+        "lineage": [],
         "unlabelled_test_cases_seen": seen,
         "weak_labels": None if tuned else {"name": "by_hand", "level": 1},
         "provenance": {"time": "2026-01-01T00:00:00+00:00", "versions": {"numpy": "2"}},

@@ -95,7 +95,11 @@ class AugmentConfig:
         for name, (least, most) in _RANGE_BOUNDS.items():
             low, high = getattr(self, name)
             self._check(name, least <= low <= high <= most, f"(low, high), {least} <= low <= high <= {most}")
-        self._check("mirror_axes", set(self.mirror_axes) <= {"y", "x"}, 'any of "y" and "x"')
+        self._check(
+            "mirror_axes",
+            self.mirror_axes in ((), ("y",), ("x",), ("y", "x"), ("x", "y")),
+            'any of "y" and "x"',
+        )
         self._check("elastic_grid", self.elastic_grid >= 2, "at least 2 control points")
         # From this on neighbouring control points can change places, and the image folds over itself.
         limit = 0.5 / (self.elastic_grid - 1)

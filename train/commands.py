@@ -168,7 +168,7 @@ def pretrain(
     """
     from supercl_core.cache_reader import open_cache
     from supercl_core.config import resolve
-    from supercl_core.splits import identical_to, read_split, some_of
+    from supercl_core.splits import of_same_patients, read_split, some_of
     from train import distributed
     from train.methods import PRESETS, PretrainConfig
     from train.pretraining import pretrain as start
@@ -184,8 +184,8 @@ def pretrain(
         ids = [row.id for row in opened.rows]
         excluded = read_split(split, ids, data_set=opened.name, num_labelled=None).test
     with distributed.process_group():
-        if (identical := identical_to(opened.rows, excluded)) and distributed.rank() == 0:
-            _note(f"also left out, with the content of a test case: {some_of(identical)}")
+        if (others := of_same_patients(opened.rows, excluded)) and distributed.rank() == 0:
+            _note(f"also left out, as cases of a test patient or of identical content: {some_of(others)}")
         weights_path = start(opened, run, config=config, excluded=excluded)
         if distributed.rank() == 0:
             click.echo(f"{weights_path}: encoder after {read_run(run)['config']['steps']} steps")
@@ -243,9 +243,11 @@ def finetune(
     ids = [row.id for row in opened.rows]
     cases = read_split(split, ids, data_set=opened.name, num_labelled=labelled, rows=opened.rows)
     weights_path = start(opened, run, split=cases, init=init, config=config)
-    if seen := read_run(run)["unlabelled_test_cases_seen"]:
+    described = read_run(run)
+    if seen := described["unlabelled_test_cases_seen"]:
         _note(f"{seen} of {len(cases.test)} test cases were among the pre-training images (without labels)")
-    click.echo(f"{weights_path}: network after {config.steps} steps on {len(cases.labelled)} labelled cases")
+    steps, num_cases = described["config"]["steps"], len(described["cases"]["train"])
+    click.echo(f"{weights_path}: network after {steps} steps on {num_cases} labelled cases")
 
 
 @click.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from supercl_core.cache_reader import Cache
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
-from supercl_core.splits import Split, check_contents, fold_numbers, some_of
+from supercl_core.splits import Split, check_patients, fold_numbers, some_of
 from train import runs
 from train.augment import geometric_view, intensity_view
 from train.averaging import WeightAverage
@@ -66,7 +66,7 @@ def finetune(
             found=f"classes: {', '.join(cache.class_names) or 'none'}",
             next_step="Preprocess the data set in a layout with labels.",
         )
-    check_contents(split, cache.rows)
+    check_patients(split, cache.rows)
     config = replace(config, precision=resolve_precision(config.precision, device))
     train_ids, validation_ids = _parts(split, cache, config)
     num_channels = cache.num_channels * (2 * config.adjacent_slices + 1)
@@ -84,6 +84,14 @@ def finetune(
     )
     class_slices = dataset.class_slices()
     _check_classes(class_slices, cache, train_ids)
+    if validation_ids and not any(truth_ZYX.any() for truth_ZYX in _truths(cache, validation_ids)):
+        raise UsageError(
+            "No validation case shows a class.",
+            where=cache.path,
+            expected="a class in the ground truth of some case of the fold that is left out",
+            found=f"background alone in {some_of(validation_ids)}",
+            next_step="Use fewer validation_folds, or another validation_fold.",
+        )
     network = UNet(encoder, num_classes=len(cache.class_names))
     report = None if init == SCRATCH else load_pretrained(network, init)
     order = SliceOrder(
@@ -98,10 +106,14 @@ def finetune(
     settings = InferenceSettings(
         adjacent_slices=config.adjacent_slices,
         mirror_axes=config.augment.mirror_axes if config.mirrored_inference else (),
-        largest_component=_in_one_piece(cache, train_ids) if config.largest_component else (),
+        largest_component=single_component_classes(_truths(cache, train_ids), len(cache.class_names))
+        if config.largest_component
+        else (),
         precision=config.precision,
     )
     model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
+    lineage = _lineage(init)
+    _check_lineage(lineage, init, [*split.test, *validation_ids], cache)
     run = runs.start_run(
         run_path,
         {
@@ -115,7 +127,8 @@ def finetune(
             "content_digests": runs.content_digests(cache, split.labelled),
             "split": {"file": split.file, "labelled": split.num_labelled_keys},
             "init": None if report is None else report.as_dict(),
-            "unlabelled_test_cases_seen": _test_cases_seen(init, split, cache),
+            "lineage": lineage,
+            "unlabelled_test_cases_seen": len(_known_to(lineage, "pretrain", split.test, cache)),
             "weak_labels": None,
         },
     )
@@ -173,7 +186,7 @@ class Validation:
         return done % self.config.validate_every == 0 or done == self.config.steps
 
     def __call__(self, done: int) -> dict[str, float]:
-        """`validation_dsc`: DSC (0..1) over whole volumes, mean over cases and over the classes that a case shows."""
+        """`validation_dsc`: DSC (0..1) over whole volumes, mean over cases and over the classes of a case."""
         scores = []
         for case_id in self.case_ids:
             case = self.cache.case(case_id)
@@ -189,11 +202,11 @@ class Validation:
                 case.read("ground_truth", slice(None)),
                 num_classes=len(self.cache.class_names),
             )
-            scores.append(np.nanmean(of_classes[1:]))
-        dsc = float(np.nanmean(scores))
+            scores += [np.nanmean(of_classes[1:])] if np.isfinite(of_classes[1:]).any() else []
+        dsc = float(np.mean(scores))
         logged = [entry.get("validation_dsc", -1.0) for entry in runs.read_metrics(self.run_path)]
         if self.config.keep == "best" and dsc > max(logged, default=-1.0):
-            save_weights(self.network, self.run_path / BEST_NAME, {"step": str(done)})
+            save_weights(self.network, self.run_path / BEST_NAME, {})
         return {"validation_dsc": dsc}
 
 
@@ -245,36 +258,46 @@ def _check_classes(class_slices: Sequence[np.ndarray], cache: Cache, case_ids: S
         )
 
 
-def _in_one_piece(cache: Cache, case_ids: Sequence[str]) -> tuple[int, ...]:
-    """The classes that come in one piece in the cases to train on."""
-
-    def truths() -> Iterator[np.ndarray]:
-        for case_id in case_ids:
-            yield cache.case(case_id).read("ground_truth", slice(None))
-
-    return single_component_classes(truths(), len(cache.class_names))
+def _truths(cache: Cache, case_ids: Sequence[str]) -> Iterator[np.ndarray]:
+    """The classes of each case, uint8 (z, y, x)."""
+    for case_id in case_ids:
+        yield cache.case(case_id).read("ground_truth", slice(None))
 
 
-def _test_cases_seen(init: str, split: Split, cache: Cache) -> int:
-    """Test cases whose images the run `init`, or the run of that file, has seen; 0 for foreign weights.
-
-    A case is known again by its content, under whatever name, and by its id in caches of one data set: other settings
-    of preprocessing give its images another content. Raises UsageError where the run has seen their labels too.
-    """
+def _lineage(init: str) -> list[dict[str, Any]]:
+    """What the weights `init` have learned from, run by run, the last one last; nothing for foreign weights."""
     run_path = Path(init) if Path(init).is_dir() else Path(init).parent
     if init == SCRATCH or not (run_path / "run.json").is_file():
-        return 0
+        return []
     run = runs.read_run(run_path)
-    known_ids = set(run["content_digests"]) if run["cache"]["name"] == cache.name else set()
-    known = set(run["content_digests"].values())
-    test = runs.content_digests(cache, split.test)
-    seen = [case_id for case_id, digest in test.items() if case_id in known_ids or digest in known]
-    if seen and run["kind"] == "finetune":
+    own = {"kind": run["kind"], "data_set": run["cache"]["name"], "content_digests": run["content_digests"]}
+    return [*run["lineage"], own]
+
+
+def _known_to(
+    lineage: Sequence[dict[str, Any]], kind: str, case_ids: Sequence[str], cache: Cache
+) -> list[str]:
+    """Those of the cases that runs of the `kind` have learned from.
+
+    A case is known again by its content, under whatever name, and by its id in caches of one data set: other settings
+    of preprocessing give its images another content.
+    """
+    of_kind = [run for run in lineage if run["kind"] == kind]
+    digests = {digest for run in of_kind for digest in run["content_digests"].values()}
+    ids = {case_id for run in of_kind if run["data_set"] == cache.name for case_id in run["content_digests"]}
+    wanted = runs.content_digests(cache, case_ids)
+    return [case_id for case_id, digest in wanted.items() if case_id in ids or digest in digests]
+
+
+def _check_lineage(
+    lineage: Sequence[dict[str, Any]], init: str, held_out: Sequence[str], cache: Cache
+) -> None:
+    """Raise UsageError where the weights have learned from the labels of cases that are held out."""
+    if known := _known_to(lineage, "finetune", held_out, cache):
         raise UsageError(
-            "The network to start from was fine-tuned on test cases, with their labels.",
+            "The network to start from was fine-tuned on test or validation cases, with their labels.",
             where=init,
-            expected="a network that knows the label of no test case",
-            found=some_of(seen),
+            expected="a network that knows the label of no case that is held out",
+            found=some_of(known),
             next_step="Start from a pre-training run, or use the split of that run.",
         )
-    return len(seen)

@@ -84,8 +84,8 @@ class LoopConfig:
     in_channels: int | None = None
     """Input channels of the network; None takes the cache's. Single-channel images are repeated."""
     adjacent_slices: int = 0
-    """Slices before and behind each one that are further channels of its image (2.5-D); fine-tuning needs the number
-    of its encoder."""
+    """Slices before and behind each one that are further channels of its image (2.5-D). Fine-tune with the number of
+    pre-training; the first kernel of an encoder of single slices is adapted."""
     optimiser: OptimiserName = "adamw"
     """adamw, adam, or sgd with a momentum of 0.9 (published)."""
     lr: float

@@ -111,6 +111,7 @@ def pretrain(
             "content_digests": runs.content_digests(cache, case_ids),
             "split": None,
             "init": None,
+            "lineage": [],
             "unlabelled_test_cases_seen": 0,
             "weak_labels": described,
         },

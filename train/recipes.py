@@ -46,7 +46,8 @@ class FinetuneConfig(LoopConfig):
     encoder_lr: float | None = None
     """Highest learning rate of the encoder; none takes that of the decoder."""
     encoder_final_lr: float | None = None
-    """Learning rate of the encoder at the end of its half cosine; none takes that of the decoder."""
+    """Learning rate of the encoder at the end of its half cosine; none takes the same share of encoder_lr that final_lr
+    is of lr."""
     encoder_warmup_steps: int | None = None
     """Steps over which the encoder's learning rate rises; none takes those of the decoder."""
     loss: Literal["dice_ce", "ce"] = "dice_ce"
@@ -97,9 +98,10 @@ class FinetuneConfig(LoopConfig):
     def schedules(self) -> dict[str, Schedule]:
         """Of the encoder, and of all else."""
         [rest] = super().schedules().values()
+        highest = self.lr if self.encoder_lr is None else self.encoder_lr
         encoder = Schedule(
-            rest.highest if self.encoder_lr is None else self.encoder_lr,
-            rest.final if self.encoder_final_lr is None else self.encoder_final_lr,
+            highest,
+            highest / self.lr * self.final_lr if self.encoder_final_lr is None else self.encoder_final_lr,
             rest.warmup_steps if self.encoder_warmup_steps is None else self.encoder_warmup_steps,
             rest.steps,
         )
@@ -110,6 +112,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "strong": {},
     "published": {
         "epochs": 100,
+        "batch_size": 10,
         "loss": "ce",
         "optimiser": "adam",
         "lr": 5e-4,

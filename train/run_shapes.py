@@ -86,6 +86,7 @@ RUN: Final = {
     "content_digests": {None: _text},
     "split": ({"file": _text, "labelled": count},),
     "init": ({"source": _text},),
+    "lineage": [{"kind": _text, "data_set": _text, "content_digests": {None: _text}}],
     "unlabelled_test_cases_seen": count,
     "weak_labels": ({"name": _text, "level": count, None: _text},),
     "provenance": _object,

@@ -229,6 +229,7 @@ def _run(world: World) -> Prepared:
         "content_digests": {"case_a": "d"},
         "split": {"file": "split.json", "labelled": 2},
         "init": {"source": "runs/pretrain", "loaded": ["encoder.a"], "adapted": [], "skipped": []},
+        "lineage": [],
         "unlabelled_test_cases_seen": 0,
         "weak_labels": {"name": "intensity", "level": 0},
     }

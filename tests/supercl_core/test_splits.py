@@ -16,9 +16,10 @@ from supercl_core.errors import UsageError
 from supercl_core.schema import STATISTICS
 from supercl_core.splits import (
     Split,
-    check_contents,
+    cases_without,
+    check_patients,
     fold_numbers,
-    identical_to,
+    of_same_patients,
     read_split,
     write_random_split,
 )
@@ -271,19 +272,34 @@ def test_lists_grow_to_the_end_of_a_group(tmp_path: Path) -> None:
 
 def test_the_other_names_of_cases_are_found_by_content() -> None:
     cases = rows("abc", identical="ab") + rows("xyz", identical="xyz") + rows("q", identical="q")
-    assert identical_to(cases, ["b"]) == ("a",)
-    assert identical_to(cases, ["y", "c", "a"]) == ("b", "x", "z")
-    assert identical_to(cases, ["c", "q", "unknown"]) == ()
+    assert of_same_patients(cases, ["b"]) == ("a",)
+    assert of_same_patients(cases, ["y", "c", "a"]) == ("b", "x", "z")
+    assert of_same_patients(cases, ["c", "q", "unknown"]) == ()
 
 
 def test_a_test_case_under_another_name_is_refused_among_the_labelled() -> None:
     split = Split(file="mine", labelled=("a", "c", "d"), test=("b", "e"), num_labelled_keys=3)
-    check_contents(split, rows("abcde"))
-    check_contents(split, rows("abcde", identical="ac"))
+    check_patients(split, rows("abcde"))
+    check_patients(split, rows("abcde", identical="ac"))
     with pytest.raises(UsageError, match="both for training and for testing") as caught:
-        check_contents(split, rows("abcde", identical="bda"))
+        check_patients(split, rows("abcde", identical="bda"))
     assert caught.value.found == "a = b, d = b"
     assert caught.value.where == "mine"
+
+
+def test_the_other_frame_of_a_test_patient_is_no_training_case(tmp_path: Path) -> None:
+    cases = rows(["patient001_frame01", "patient001_frame12", "patient002_frame01"])
+    ids = [row.id for row in cases]
+    split = Split(file="mine", labelled=(ids[1],), test=(ids[0],), num_labelled_keys=1)
+    with pytest.raises(UsageError, match="cases of one patient") as caught:
+        check_patients(split, cases)
+    assert caught.value.found == f"{ids[1]} = {ids[0]}"
+    assert of_same_patients(cases, [ids[0]]) == (ids[1],)
+    assert cases_without(cases, [ids[0]]) == [ids[2]]
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"labelled": {"1": [ids[2]]}, "test": [ids[0]]}))
+    found = read_split(str(path), ids, data_set="x", num_labelled="all", rows=cases)
+    assert found.labelled == (ids[2],)
 
 
 # ---- refused

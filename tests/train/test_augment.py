@@ -421,6 +421,7 @@ def test_labels_do_not_change_what_happens_to_the_images() -> None:
         ("blur_sigma", (0.0, 1.0)),
         ("crop", (0.5, 1.1)),
         ("mirror_axes", ("z",)),
+        ("mirror_axes", ("y", "y")),
         ("p_noise", 1.1),
         ("p_clipped_contrast", -0.1),
         ("p_low_resolution", 2.0),

@@ -104,7 +104,10 @@ def test_test_cases_under_other_names_are_mentioned(supercl, tmp_path):
     pre, run = tmp_path / "pre", tmp_path / "run"
     pretrained = supercl("pretrain", cache, pre, "--split", split, *SETTINGS)
     assert pretrained.code == 0, pretrained.err
-    assert "note: also left out, with the content of a test case: twin_of_b\n" in pretrained.err
+    assert (
+        "note: also left out, as cases of a test patient or of identical content: twin_of_b\n"
+        in pretrained.err
+    )
     assert read_run(pre)["cases"]["train"] == ["a", "d"]
 
     assert "note" not in supercl("pretrain", cache, tmp_path / "all", *SETTINGS).err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import training
-from made_caches import write_noise
+from made_caches import write_cache, write_noise
 from safetensors.torch import load_file
 from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
 
@@ -226,12 +226,33 @@ def test_test_cases_that_pretraining_saw_under_other_names_are_counted(tmp_path)
 
 def test_a_network_that_knows_labels_of_test_cases_is_no_start(cache, whole, tmp_path):
     turned = Split(file="s", labelled=("case_c",), test=("case_a", "case_b"), num_labelled_keys=1)
-    with pytest.raises(UsageError, match="fine-tuned on test cases") as refused:
+    with pytest.raises(UsageError, match="fine-tuned on test or validation cases") as refused:
         finetune(cache, tmp_path / "run", split=turned, init=str(whole), config=small())
     assert refused.value.found == "case_a, case_b"
     assert not (tmp_path / "run").exists()
     finetune(cache, tmp_path / "more", split=SPLIT, init=str(whole), config=small(steps=1))
-    assert read_run(tmp_path / "more")["unlabelled_test_cases_seen"] == 0
+    assert read_run(tmp_path / "more")["unlabelled_test_cases_seen"] == 1  # by its pre-training
+
+
+def test_labels_that_an_ancestor_of_the_network_knows_are_found(cache, encoder, whole, tmp_path):
+    """`whole` was fine-tuned on case_a and case_b from a pre-training that saw all; its child on case_c."""
+    child = tmp_path / "child"
+    other = Split(file="s", labelled=("case_c",), test=(), num_labelled_keys=1)
+    finetune(cache, child, split=other, init=str(whole), config=small(steps=1))
+    assert [run["kind"] for run in read_run(child)["lineage"]] == ["pretrain", "finetune"]
+    turned = Split(file="s", labelled=("case_c",), test=("case_a",), num_labelled_keys=1)
+    with pytest.raises(UsageError, match="fine-tuned on test or validation cases") as refused:
+        finetune(cache, tmp_path / "run", split=turned, init=str(child), config=small())
+    assert refused.value.found == "case_a"
+    finetune(cache, tmp_path / "seen", split=SPLIT, init=str(whole), config=small(steps=1))
+    assert read_run(tmp_path / "seen")["unlabelled_test_cases_seen"] == 1
+
+
+def test_a_network_that_knows_labels_of_validation_cases_is_no_start(cache, whole, tmp_path):
+    config = small(validation_folds=2, validate_every=1)
+    with pytest.raises(UsageError, match="fine-tuned on test or validation cases") as refused:
+        finetune(cache, tmp_path / "run", split=SPLIT, init=str(whole), config=config)
+    assert refused.value.found == "case_a"
 
 
 def test_a_labelled_case_that_is_a_test_case_by_another_name_is_refused(tmp_path):
@@ -286,7 +307,7 @@ def test_encoder_and_decoder_have_learning_rates_of_their_own():
 
 
 def test_an_encoder_without_learning_rate_stays_as_it_is(cache, encoder, tmp_path):
-    config = small(steps=2, encoder_lr=0.0, encoder_final_lr=0.0, ema_decay=0.0)
+    config = small(steps=2, encoder_lr=0.0, ema_decay=0.0)
     finetune(cache, tmp_path / "run", split=SPLIT, init=str(encoder), config=config)
     before, after = (load_file(path / "weights.safetensors") for path in (encoder, tmp_path / "run"))
     trained = [name for name in after if name.endswith("weight")]
@@ -363,6 +384,43 @@ def test_predictions_are_mirrored_as_training_was_and_keep_one_component(cache, 
         assert settings["mirror_axes"] == axes
         assert settings["largest_component"] == ([] if name == "none" else [2])
     assert pieces == 2 * [[cache.case(case_id).ground_truth_ZYX.shape for case_id in SPLIT.labelled]]
+
+
+def test_a_validation_case_without_any_class_is_passed_over(cache, tmp_path, monkeypatch):
+    """Its DSC is undefined where the network rightly finds nothing."""
+    seen = []
+
+    def dice(*_, **__):
+        seen.append(None)
+        return np.full(3, np.nan) if len(seen) % 2 else np.array([np.nan, 0.5, np.nan])
+
+    monkeypatch.setattr(train.finetuning, "dice", dice)
+    split = dataclasses.replace(SPLIT, labelled=("case_a", "case_b", "case_c"), test=())
+    finetune(
+        cache, tmp_path / "run", split=split, config=small(steps=1, validation_folds=2, validate_every=1)
+    )
+    assert len(seen) == 2
+    assert read_metrics(tmp_path / "run")[-1]["validation_dsc"] == 0.5
+
+
+def test_a_validation_part_that_shows_no_class_is_refused(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {
+        "image": random.integers(0, 1000, (1, 3, 32, 32)).astype(np.int16),
+        "superpixels": np.zeros((3, 32, 32), np.uint8),
+    }
+    cases = {
+        name: {**arrays, "ground_truth": np.full((3, 32, 32), value, np.uint8)}
+        for name, value in (("a", 0), ("b", 1))
+    }
+    cases["b"]["image"] = cases["b"]["image"] + np.int16(1)
+    names = {"channel_names": ("MRI",), "class_names": ("background", "lesion")}
+    cache = open_cache(write_cache(tmp_path / "lesions.zarr", cases, name="lesions", **names))
+    split = Split(file="s", labelled=("a", "b"), test=(), num_labelled_keys=2)
+    config = small(validation_folds=2, validation_fold=0, validate_every=1, keep="best")
+    with pytest.raises(UsageError, match="No validation case shows a class"):
+        finetune(cache, tmp_path / "run", split=split, config=config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("scores", [(0.1, 0.4, 0.2), (0.3, 0.2, 0.1)])
@@ -482,6 +540,7 @@ def test_the_published_preset_is_what_the_method_says():
     config = resolve(FinetuneConfig, presets=PRESETS, preset="published")
     assert (config.optimiser, config.loss, config.weight_decay) == ("adam", "ce", 1e-5)
     assert (config.lr, config.final_lr, config.epochs) == (5e-4, 5e-6, 100)
+    assert config.batch_size == 10
     assert (config.ema_decay, config.foreground_share, config.mirrored_inference) == (0, 0, False)
     assert (config.augment.crop, config.augment.p_geometric) == ((1.0, 1.0), 0.67)
 

@@ -20,6 +20,7 @@ DESCRIPTION = {
     "content_digests": {f"case_{i}": f"digest {i}" for i in range(9)},
     "split": {"file": "split.json", "labelled": 2},
     "init": {"source": "runs/pretrain", "loaded": ["encoder.a", "encoder.b"], "adapted": [], "skipped": []},
+    "lineage": [],
     "unlabelled_test_cases_seen": 0,
     "weak_labels": None,
 }
