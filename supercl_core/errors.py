@@ -8,6 +8,7 @@ in the project catches these, except where one bad case must not stop the others
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import ClassVar, Final, Self, TypeVar
 
 ErrorT = TypeVar("ErrorT", bound="SuperCLError")
@@ -130,6 +131,14 @@ _REFUSALS: Final = {
     errno.EIO: ("The disk reports an error.", "Have the disk looked at, or name another place"),
 }
 """What went wrong and what to do about it, for what the system says of a file."""
+
+
+def cases_failed(
+    failed: Sequence[dict[str, str]], what: str, *, where: object, next_step: str
+) -> CasesFailedError:
+    """The error that lists `failed`, each of a `case` and a `reason`."""
+    lines = "".join(f"\n    {entry['case']}: {entry['reason']}" for entry in failed)
+    return CasesFailedError(what, where=where, found=lines, next_step=next_step)
 
 
 def storage_error(error: OSError, *, where: object = None) -> StorageError:

@@ -105,7 +105,7 @@ def quantised(image: StoredImage, window: tuple[float, float]) -> StoredImage:
     )
 
 
-def normalisation_window(image: StoredImage) -> np.ndarray:
+def volume_window(image: StoredImage) -> np.ndarray:
     """Low, high, mean and standard deviation of each channel, in stored units: float32 (c, 4).
 
     Low and high are the 0.5 and 99.5 percentiles (linear, in float64); mean and standard deviation are taken after

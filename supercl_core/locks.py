@@ -201,7 +201,7 @@ def _silence_s(lock: Path, mine: Path) -> float | None:
 
 def _in_use(lock: Path, holder: Owner | None, silence_s: float) -> CacheError:
     return CacheError(
-        "The cache is in use.",
+        "It is in use by another process.",
         where=lock,
         expected="no other process that changes it",
         found=f"{'an unknown process' if holder is None else _described(holder)}, "

@@ -381,6 +381,26 @@ def normalisation_windows(rows: Sequence[CaseRow]) -> np.ndarray:
     return windows.astype(np.float32)
 
 
+def network_channels(wanted: int | None, cached: int) -> int:
+    """Input channels of a network for images of `cached` channels.
+
+    Raises UsageError when the images have several channels and the network is to have another number.
+    """
+    if wanted is not None and wanted != cached and cached != 1:
+        raise UsageError(
+            "The network's input channels do not fit the cache.",
+            expected=f"{cached}: only single-channel images are repeated",
+            found=wanted,
+            next_step="Leave in_channels out.",
+        )
+    return wanted or cached
+
+
+def repeat_channels(images_BCYX: Tensor, in_channels: int) -> Tensor:
+    """Single-channel images repeated to the network's input channels (as published for MRI models of four)."""
+    return images_BCYX.expand(-1, in_channels, -1, -1) if images_BCYX.shape[1] == 1 else images_BCYX
+
+
 def automatic_patch_size(cache: Cache, multiple_of: int = 16) -> tuple[int, int]:
     """The median size of the cache's slices, rounded to a multiple of `multiple_of`, up to 512."""
     shapes = np.array([row.shape for row in cache.done])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from supercl_core import provenance
 from supercl_core.cache_reader import Cache, CachedCase
-from supercl_core.errors import CacheError, CasesFailedError, StorageError, SuperCLError, UsageError
+from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, cases_failed
 from supercl_core.files import write_json, write_text
 from supercl_core.progress import progress
+from supercl_core.splits import some_of
 from supercl_core.volumes import write_label_map
 from train import runs
 from train.data import automatic_patch_size, normalisation_window
@@ -27,9 +28,6 @@ from train.inference import InferenceSettings, check_finished, load_network, seg
 from train.metrics import METRICS, MISSING_RULE, score_case, summarise
 from train.paper_protocol import PaperScores
 from train.prediction_files import files_by_case, read_prediction
-from train.pretraining import network_channels
-
-Protocol = Literal["volume", "paper"]
 
 _CSV_COLUMNS: Final = ("case", "class", *METRICS, "state")
 
@@ -40,25 +38,25 @@ def evaluate(
     *,
     device_name: str = "auto",
     part: runs.Part = "test",
-    protocol: Protocol = "volume",
-    crop: tuple[int, int] | None = None,
+    crop: tuple[int, int] | Literal["patch"] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Segment and score the test or validation cases of a fine-tuned run; return what `evaluation.json` holds.
 
     Writes the label maps `RUN/predictions/<case>.nii.gz` in the geometry of the sources, `RUN/evaluation.json` and the
     same rows in `RUN/evaluation.csv`; for the validation cases these are `validation_predictions`, `validation.json`
-    and `validation.csv`. Distances are in mm, or in voxels when one of the cases has no known spacing. `protocol`
-    paper adds the scores of the published code (`train.paper_protocol`), within `crop` (rows and columns) or, where
-    that is None, the patch that the run was trained on.
+    and `validation.csv`. Distances are in mm, or in voxels when one of the cases has no known spacing. `crop` adds the
+    scores of the published code (`train.paper_protocol`) within so many rows and columns, or within the patch that the
+    run was trained on. `check` is called before every case, and may raise to stop there.
 
     Raises UsageError for a run that is not fine-tuned, not finished or without such cases, CacheError for a cache
-    of other classes, or without the ground truth of a case; nothing is written then.
+    other than the run's, or without the ground truth of a case; nothing is written then.
     """
-    assert crop is None or protocol == "paper", crop
     run = runs.read_run(run_path)
     check_finished(run, run_path)
+    _check_part(run, run_path, part)
+    _check_cache(run, cache)
     settings = InferenceSettings.from_run(run)
-    _check_run(run, run_path, cache, part, settings)
     device = select_device(device_name)
     network = load_network(run, run_path).to(device)
     cases = [cache.case(case_id) for case_id in run["cases"][part]]
@@ -71,13 +69,15 @@ def evaluate(
             found=", ".join(unlabelled[:5]),
             next_step=f"Take these cases out of the split's {part} list, or preprocess them with their label maps.",
         )
-    if protocol == "paper" and crop is None:
+    if crop == "patch":
         patch = run["config"]["patch_size"] or automatic_patch_size(cache, network.encoder.strides[-1])
         crop = (patch[0], patch[1])
     scores = _Scores(cache, cases, crop=crop)
     folder_name = "predictions" if part == "test" else "validation_predictions"
     with progress("evaluate", total=len(cases), unit="cases") as advance:
         for case in cases:
+            if check is not None:
+                check()
             prediction_ZYX = segment(
                 network,
                 case.read("image", slice(None)).swapaxes(0, 1),
@@ -139,14 +139,6 @@ def evaluate_folder(
     return result
 
 
-def cases_failed(
-    failed: Sequence[dict[str, str]], what: str, *, where: Path, next_step: str
-) -> CasesFailedError:
-    """The error that lists `failed`, each of a `case` and a `reason`."""
-    lines = "".join(f"\n    {entry['case']}: {entry['reason']}" for entry in failed)
-    return CasesFailedError(what, where=where, found=lines, next_step=next_step)
-
-
 class _Scores:
     """Collects the scores of cases, in one unit for all."""
 
@@ -189,9 +181,8 @@ def _write(json_path: Path, result: dict[str, Any]) -> None:
     write_text(json_path.with_suffix(".csv"), table.getvalue())
 
 
-def _check_run(
-    run: dict[str, Any], run_path: Path, cache: Cache, part: runs.Part, settings: InferenceSettings
-) -> None:
+def _check_part(run: dict[str, Any], run_path: Path, part: runs.Part) -> None:
+    """Raise UsageError for a run without cases of the part."""
     if not run["cases"][part]:
         test = part == "test"
         raise UsageError(
@@ -201,12 +192,34 @@ def _check_run(
             if test
             else "Fine-tune with a part of the labelled cases left out: --set validation_folds=5",
         )
-    network_channels(run["model"]["in_channels"], cache.num_channels * (2 * settings.adjacent_slices + 1))
+
+
+def _check_cache(run: dict[str, Any], cache: Cache) -> None:
+    """Raise CacheError for a cache other than the run's: of other classes, or of another content of labelled cases.
+
+    By its content an image is known to have the same size, and its case the same number. Superpixels are content too.
+    """
+    next_step = (
+        f"Use the run's own cache ({run['cache']['path']}), or evaluate a folder that `supercl predict` made of other "
+        "volumes."
+    )
     if list(cache.class_names) != run["cache"]["class_names"]:
         raise CacheError(
             "The cache has other classes than the run learned.",
             where=cache.path,
             expected=", ".join(run["cache"]["class_names"]),
             found=", ".join(cache.class_names) or "none",
-            next_step=f"Use the cache that the run was made with: {run['cache']['path']}",
+            next_step=next_step,
+        )
+    learned = run["content_digests"]
+    here = runs.content_digests(cache, learned)
+    if differing := [case_id for case_id, digest in learned.items() if here.get(case_id) != digest]:
+        same_settings = cache.attributes["config_digest"] == run["cache"]["config_digest"]
+        raise CacheError(
+            "The cache is not the one that the run was made with.",
+            where=cache.path,
+            expected="the labelled cases of the run, with the same images and superpixels",
+            found=f"{len(differing)} of {len(learned)} missing or different: {some_of(differing)}"
+            + ("" if same_settings else " (made with other settings of preprocessing)"),
+            next_step=next_step,
         )

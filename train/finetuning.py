@@ -24,7 +24,7 @@ from supercl_core.splits import Split, check_patients, fold_numbers, some_of
 from train import runs
 from train.augment import geometric_view, intensity_view
 from train.averaging import WeightAverage
-from train.data import Batch, SliceDataset, normalisation_window
+from train.data import Batch, SliceDataset, network_channels, normalisation_window, repeat_channels
 from train.device import prepare, resolve_precision, select_device
 from train.inference import InferenceSettings, segment, single_component_classes
 from train.loop import fit
@@ -32,7 +32,6 @@ from train.metrics import dice
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
 from train.models.weights import WEIGHTS_NAME, load_pretrained, read_weights, save_weights
-from train.pretraining import network_channels, repeat_channels
 from train.recipes import FinetuneConfig
 from train.run_log import note
 from train.sampling import SliceOrder

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from supercl_core.errors import UsageError
-from train.data import normalise_images, stack_adjacent
+from train.data import normalise_images, repeat_channels, stack_adjacent
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
 from train.models.weights import check_same_architecture, read_weights
-from train.pretraining import repeat_channels
 
 PIXELS_AT_ONCE: Final = {"cpu": 2**16, "cuda": 2**21}
 """About so many pixels go through the network together: more take longer on a CPU, whose caches they leave."""

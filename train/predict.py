@@ -1,7 +1,8 @@
 """Prediction: volumes from files segmented by a fine-tuned run, as NIfTI in the geometry of their files.
 
 Called by `supercl predict` and from Python. Volumes are read, stored and normalised as preprocessing and training do,
-so a file gives the segmentation that evaluation gets from a cache of it.
+so a file gives the segmentation that evaluation gets from a cache of it. A cache of quantised intensities
+(`image_dtype = int16`) differs by their rounding.
 
 Beside the segmentations lies a record of what made each of them, one line a file, so that a second call does only
 what is not done. It is written after the segmentation: where both do not agree, the file is done again.
@@ -12,23 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from supercl_core import sources
-from supercl_core.errors import StorageError, SuperCLError, UsageError, printable
+from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, printable
 from supercl_core.files import parse_json, read_text, write_text
-from supercl_core.intensity import normalisation_window, to_stored
+from supercl_core.intensity import to_stored, volume_window
+from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource
 from supercl_core.sources.base import with_usable_ids, without_suffix
 from supercl_core.splits import some_of
 from supercl_core.volume_headers import files_of, inspect_file
-from supercl_core.volumes import read_volume, write_label_map
+from supercl_core.volumes import Geometry, read_volume, write_label_map
 from train import runs
 from train.device import select_device
 from train.inference import InferenceSettings, check_finished, load_network, segment
@@ -53,17 +56,21 @@ class Predicted:
     """Done by an earlier call, with the same network, from the same files."""
     failed: tuple[dict[str, str], ...]
     """`case` and `reason` of each file that could not be segmented."""
+    leftover: tuple[str, ...]
+    """Names of the other files in the output folder: of no case of the input folder. Empty for a single volume."""
 
 
 def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name: str = "auto") -> Predicted:
     """Segment one volume or all of a folder with a fine-tuned run; what is done already is left as it is.
 
     `input_path`: a volume, or a folder in any layout of `supercl_core.sources`. Writes
-    `output_path/<case>.nii.gz`, uint8 classes in the geometry of the file, each at once and whole.
+    `output_path/<case>.nii.gz`, uint8 classes in the geometry of the file, each at once and whole. Of a file that
+    cannot be segmented any more, the segmentation of an earlier call is removed.
 
     Raises UsageError for a run that is not fine-tuned or not finished, and for an output folder that holds something
-    else or in which outputs would be inputs of the next call; SuperCLError where there is no input. What is wrong with
-    one volume, such as another number of channels than the network was trained on, stops no other.
+    else or in which outputs would be inputs of the next call; CacheError where another call is writing there (`locks`);
+    SuperCLError where there is no input. What is wrong with one volume, such as another number of channels than the
+    network was trained on, stops no other.
     """
     run = runs.read_run(run_path)
     check_finished(run, run_path)
@@ -74,36 +81,47 @@ def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name:
     settings = InferenceSettings.from_run(run)
     network_digest = _network_digest(run_path, settings)
     record_path = output_path / RECORD_NAME
-    done = _read_record(record_path)
-    write_text(record_path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
+    files = {case.id: output_path / f"{case.id}.nii.gz" for case in cases}
     num_predicted = num_kept = 0
     failed: list[dict[str, str]] = []
-    with progress("predict", total=len(cases), unit="volumes") as advance, record_path.open("a") as record:
+    with ExitStack() as stack:
+        token = stack.enter_context(hold(record_path))
+        done = _read_record(record_path)
+        write_text(record_path, "".join(json.dumps(entry) + "\n" for entry in done.values()))
+        record = stack.enter_context(record_path.open("a"))
+        advance = stack.enter_context(progress("predict", total=len(cases), unit="volumes"))
         for case in cases:
-            file = output_path / f"{case.id}.nii.gz"
+            file = files[case.id]
             try:
                 if case.problem:
-                    raise SuperCLError(case.problem, next_step="Rename the file.")
+                    raise SuperCLError(case.problem, next_step="Mend this entry of the folder.")
                 inspect_file(case.image_path)
                 made_of = {"input": _digest(files_of(case.image_path)), "network": network_digest}
                 if _is_done(file, done.get(case.id), made_of):
                     num_kept += 1
                 else:
-                    _predict_case(case, file, network=network, run=run, settings=settings, device=device)
+                    classes_ZYX, geometry = _segmented(
+                        case, network=network, run=run, settings=settings, device=device
+                    )
+                    check_lock(record_path, token)
+                    write_label_map(file, classes_ZYX, geometry)
                     line = {"case": case.id, **made_of, "segmentation": _digest([file])}
                     record.write(json.dumps(line) + "\n")
                     record.flush()
                     num_predicted += 1
-            except StorageError:
+            except (StorageError, CacheError):
                 raise
             except SuperCLError as error:
+                file.unlink(missing_ok=True)  # an earlier call made it of another input
                 failed.append({"case": case.id, "reason": error.one_line()})
             advance(note=case.id)
+    names = {entry.name for entry in output_path.iterdir()} if input_path.is_dir() else set()
     return Predicted(
         class_names=tuple(run["cache"]["class_names"]),
         num_predicted=num_predicted,
         num_kept=num_kept,
         failed=tuple(failed),
+        leftover=tuple(sorted(names - {RECORD_NAME, *(file.name for file in files.values())})),
     )
 
 
@@ -114,38 +132,26 @@ def _cases(input_path: Path) -> tuple[CaseSource, ...]:
     return with_usable_ids([CaseSource(id=name, name=printable(input_path.name), image_path=input_path)])
 
 
-def _predict_case(
-    case: CaseSource,
-    file: Path,
-    *,
-    network: UNet,
-    run: dict[str, Any],
-    settings: InferenceSettings,
-    device: torch.device,
-) -> None:
-    """Segment one volume and write the result to `file`."""
+def _segmented(
+    case: CaseSource, *, network: UNet, run: dict[str, Any], settings: InferenceSettings, device: torch.device
+) -> tuple[np.ndarray, Geometry]:
+    """The classes of one volume, uint8 (z, y, x), and where they lie.
+
+    Raises SuperCLError for a volume of other channels than the training data: those of its cache, since a network of
+    more may have been given one of them repeatedly.
+    """
     volume = read_volume(case.image_path)
-    check_channels(len(volume.array_CZYX), run, settings)
-    geometry, stored = volume.geometry, to_stored(volume.array_CZYX)
-    del volume  # one that was converted is not needed any more
-    window_C4 = normalisation_window(stored)
-    classes_ZYX = segment(network, stored.array_CZYX, window_C4, settings=settings, device=device)
-    write_label_map(file, classes_ZYX, geometry)
-
-
-def check_channels(found: int, run: dict[str, Any], settings: InferenceSettings) -> None:
-    """Raise SuperCLError for a volume of another number of channels than those that the network was trained on."""
-    per_slice = run["model"]["in_channels"] // (2 * settings.adjacent_slices + 1)
-    # Single-channel images may have been repeated where in_channels was set, and adjacent slices were not asked for.
-    repeated = run["config"]["in_channels"] is not None and not settings.adjacent_slices
-    expected = sorted({per_slice, 1}) if repeated else [per_slice]
-    if found not in expected:
+    if len(volume.array_CZYX) != run["cache"]["num_channels"]:
         raise SuperCLError(
             "The volume has another number of channels than the network was trained on.",
-            expected=" or ".join(map(str, expected)),
-            found=found,
+            expected=run["cache"]["num_channels"],
+            found=len(volume.array_CZYX),
             next_step="Give volumes of the same kind as the training data.",
         )
+    geometry, stored = volume.geometry, to_stored(volume.array_CZYX)
+    del volume  # one that was converted is not needed any more
+    window_C4 = volume_window(stored)
+    return segment(network, stored.array_CZYX, window_C4, settings=settings, device=device), geometry
 
 
 def _check_output(input_path: Path, output_path: Path) -> None:
@@ -159,7 +165,7 @@ def _check_output(input_path: Path, output_path: Path) -> None:
         found = "a folder of the input, where segmentations would be taken for volumes"
     elif output.is_dir():
         names = sorted(entry.name for entry in output.iterdir())
-        if names and RECORD_NAME not in names:
+        if names and not any(name.startswith(RECORD_NAME) for name in names):  # the record, or its lock
             found = f"a folder with other files: {some_of(names)}"
     elif output.exists() or without_suffix(output.name) is not None:
         found = "a file" if output.exists() else "the name of a file"

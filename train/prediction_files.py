@@ -59,7 +59,7 @@ def read_prediction(file: CaseSource | None, case: CachedCase, class_names: Sequ
     if file is None:
         raise SuperCLError("There is no prediction.", next_step="Name the file like the case.")
     if file.problem:
-        raise SuperCLError(file.problem, next_step="Keep one file a case.")
+        raise SuperCLError(file.problem, next_step="Mend this entry of the folder.")
     volume = read_volume(file.image_path)
     expected, found = (1, *case.row.shape[1:]), volume.array_CZYX.shape
     if found != expected:

@@ -23,7 +23,7 @@ from supercl_core.splits import cases_without
 from supercl_core.weak_labels import auto_level, linked
 from train import distributed, runs
 from train.augment import pretrain_views
-from train.data import Batch, SliceDataset
+from train.data import Batch, SliceDataset, network_channels, repeat_channels
 from train.device import prepare, resolve_precision, select_device
 from train.loop import fit
 from train.losses.contrastive import supervised_contrastive
@@ -257,26 +257,6 @@ class PretrainLosses:
 
     def _gather(self, tensor: Tensor) -> Tensor:
         return distributed.gather(tensor) if self.config.contrast == "all_ranks" else tensor
-
-
-def network_channels(wanted: int | None, cached: int) -> int:
-    """Input channels of a network for images of `cached` channels.
-
-    Raises UsageError when the images have several channels and the network is to have another number.
-    """
-    if wanted is not None and wanted != cached and cached != 1:
-        raise UsageError(
-            "The network's input channels do not fit the cache.",
-            expected=f"{cached}: only single-channel images are repeated",
-            found=wanted,
-            next_step="Leave in_channels out.",
-        )
-    return wanted or cached
-
-
-def repeat_channels(images_BCYX: Tensor, in_channels: int) -> Tensor:
-    """Single-channel images repeated to the network's input channels (as published for MRI models of four)."""
-    return images_BCYX.expand(-1, in_channels, -1, -1) if images_BCYX.shape[1] == 1 else images_BCYX
 
 
 def _check_slices(cache: Cache, dataset: SliceDataset, config: PretrainConfig) -> None:

@@ -55,6 +55,11 @@ def _size(value: Any) -> bool:
     return type(value) is int and 0 < value < 1 << 16
 
 
+def _mirror_axes(value: Any) -> bool:
+    """Whether the value lists rows, columns, both or neither."""
+    return value in ([], ["y"], ["x"], ["y", "x"], ["x", "y"])
+
+
 def _number(value: Any) -> bool:
     """Whether the value is a number that can still be multiplied, summed and drawn."""
     return type(value) in (int, float) and abs(value) < 1e30
@@ -74,11 +79,12 @@ RUN: Final = {
         "num_classes": (_size,),
         "filters": _size,
     },
-    "inference": ({"adjacent_slices": count, "mirror_axes": [_text], "largest_component": [_size]},),
+    "inference": ({"adjacent_slices": count, "mirror_axes": _mirror_axes, "largest_component": [_size]},),
     "cache": {
         "path": _text,
         "name": _text,
         "config_digest": _text,
+        "num_channels": _size,
         "num_slices": count,
         "class_names": [_text],
     },

@@ -142,6 +142,7 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
         "path": str(cache.path.resolve()),
         "name": cache.name,
         "config_digest": cache.attributes["config_digest"],
+        "num_channels": cache.num_channels,
         "num_slices": cache.num_slices,
         "class_names": list(cache.class_names),
     }

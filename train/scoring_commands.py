@@ -9,7 +9,6 @@ from typing import Any, Literal
 import click
 
 _PATH = click.Path(path_type=Path)
-_DEVICE = click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
 
 
 @click.command()
@@ -46,7 +45,7 @@ _DEVICE = click.option("--device", default="auto", show_default=True, help="Such
     type=_PATH,
     help="With PREDICTIONS: where the scores go [default: PREDICTIONS/evaluation.json].",
 )
-@_DEVICE
+@click.option("--device", help="With RUN: such as cpu or cuda:1 [default: auto].")
 def evaluate(
     scored: Path,
     cache: Path,
@@ -55,7 +54,7 @@ def evaluate(
     protocol: Literal["volume", "paper"],
     crop: tuple[int, int] | None,
     output: Path | None,
-    device: str,
+    device: str | None,
 ) -> None:
     """Score segmentations against the ground truth in CACHE: DSC, JC, HD95 and ASD per case and class.
 
@@ -75,16 +74,23 @@ def evaluate(
               supercl evaluate nnunet/predictions heart.zarr --split heart_split.json
     """
     from supercl_core.cache_reader import open_cache
+    from supercl_core.errors import cases_failed
     from supercl_core.splits import read_split
-    from train.evaluate import cases_failed, evaluate_folder
     from train.evaluate import evaluate as evaluate_run
+    from train.evaluate import evaluate_folder
 
     is_folder = scored.is_dir() and not (scored / "run.json").exists()
-    _check_options(is_folder, split=split, part=part, protocol=protocol, crop=crop, output=output)
+    _check_options(
+        is_folder, protocol=protocol, crop=crop, split=split, output=output, part=part, device=device
+    )
     opened = open_cache(cache)
     if not is_folder:
         result = evaluate_run(
-            scored, opened, device_name=device, part=part or "test", protocol=protocol, crop=crop
+            scored,
+            opened,
+            device_name=device or "auto",
+            part=part or "test",
+            crop=crop or ("patch" if protocol == "paper" else None),
         )
         _print_scores(result)
         click.echo(
@@ -113,7 +119,7 @@ def evaluate(
 @click.argument("run", type=_PATH)
 @click.argument("input_path", metavar="INPUT", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
-@_DEVICE
+@click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
 def predict(run: Path, input_path: Path, output: Path, device: str) -> None:
     """Segment the volumes of INPUT with the fine-tuned RUN: OUT/<name>.nii.gz, in the geometry of each volume.
 
@@ -123,13 +129,13 @@ def predict(run: Path, input_path: Path, output: Path, device: str) -> None:
 
     The same command goes on where it stopped: files that the same network has segmented are kept, and those that are
     damaged, changed or of another network are done again (OUT/predictions.jsonl tells). A volume that cannot be
-    segmented is listed at the end, and stops no other (exit code 3).
+    segmented is listed at the end, and stops no other (exit code 3); what an earlier call made of it is removed.
 
     \b
     Example:  supercl predict runs/pretrained new_scans segmentations
               supercl predict runs/pretrained scan.nii.gz segmentations
     """
-    from train.evaluate import cases_failed
+    from supercl_core.errors import cases_failed
     from train.predict import predict as start
 
     result = start(run, input_path, output, device_name=device)
@@ -138,6 +144,8 @@ def predict(run: Path, input_path: Path, output: Path, device: str) -> None:
         f"{output}: {result.num_predicted} volumes segmented, {result.num_kept} kept from before, "
         f"{len(result.failed)} failed; classes: {classes}"
     )
+    if result.leftover:
+        _note("they are in OUT, but of no volume of INPUT", list(result.leftover))
     if result.failed:
         raise cases_failed(
             result.failed,
@@ -151,12 +159,12 @@ def _check_options(is_folder: bool, *, protocol: str, crop: tuple[int, int] | No
     """Raise UsageError for options without an effect, and for a missing crop."""
     from supercl_core.errors import UsageError
 
-    of_other = ("part",) if is_folder else ("split", "output")
+    of_other = ("part", "device") if is_folder else ("split", "output")
     for name in of_other:
         if options[name] is not None:
             raise UsageError(
                 f"--{name} has no effect on {'a folder of predictions' if is_folder else 'a run'}.",
-                expected="predictions made elsewhere" if name != "part" else "a fine-tuned run",
+                expected="a fine-tuned run" if is_folder else "predictions made elsewhere",
                 found="a folder without run.json"
                 if is_folder
                 else "a run, whose own split and folder are used",

@@ -222,6 +222,7 @@ def _run(world: World) -> Prepared:
             "path": "/nowhere/a.zarr",
             "name": "a",
             "config_digest": "d",
+            "num_channels": 1,
             "num_slices": 9,
             "class_names": ["background", "heart"],
         },

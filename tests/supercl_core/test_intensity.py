@@ -14,10 +14,10 @@ from supercl_core.errors import SuperCLError
 from supercl_core.intensity import (
     StoredImage,
     lightness,
-    normalisation_window,
     quantised,
     rescale_slice,
     to_stored,
+    volume_window,
 )
 
 
@@ -154,7 +154,7 @@ def test_values_beyond_float32_are_refused() -> None:
 )
 def test_the_window_of_a_volume_is_that_of_its_statistics(values: np.ndarray) -> None:
     stored = to_stored(values)
-    found = normalisation_window(stored)
+    found = volume_window(stored)
     assert (found.shape, found.dtype) == ((len(values), 4), np.float32)
     wanted = [
         [row[1], row[2], row[4], row[5] or 1]
@@ -171,5 +171,5 @@ def test_the_window_of_a_volume_is_what_the_cache_says_of_it_to_the_last_bit(dty
         values = np.random.default_rng(seed).normal(300, 90, (1, 5, 24, 20)).astype(dtype)
         _, low, high, _, mean, std = channel_statistics(values[0])
         np.testing.assert_array_equal(
-            normalisation_window(StoredImage(array_CZYX=values)), np.float32([[low, high, mean, std]])
+            volume_window(StoredImage(array_CZYX=values)), np.float32([[low, high, mean, std]])
         )

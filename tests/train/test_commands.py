@@ -291,7 +291,7 @@ def test_descriptors_that_cannot_be(supercl, cache_copy, tmp_path):
     assert refused(describe("--encoder", run, "--name", "intensity"), 2, "'intensity' is that of", "--name")
     assert refused(describe("--encoder", run, "--device", "gpu7"), 2, "'gpu7'", "cannot be used")
     with hold(cache_copy):
-        assert refused(describe("--encoder", run), 4, "The cache is in use.")
+        assert refused(describe("--encoder", run), 4, "It is in use")
     assert describe("--encoder", run, "--batch-size", 0).code == 2
     assert open_cache(cache_copy).set_names("descriptors") == []
 

@@ -21,10 +21,12 @@ from supercl_core.errors import CacheError, UsageError
 from train.data import (
     SliceDataset,
     automatic_patch_size,
+    network_channels,
     normalisation_window,
     normalisation_windows,
     normalise,
     normalise_images,
+    repeat_channels,
     stack_adjacent,
 )
 
@@ -588,6 +590,16 @@ def test_windows_of_all_cases_are_those_of_each_case_in_stored_units(odd):
         stored = (np.stack([low, high, mean]) - row.image_offset) / row.image_scale
         expected = np.array([*stored, [std[0] / row.image_scale, 1]]).T  # the second channel is constant
         np.testing.assert_allclose(window, expected, rtol=1e-6)
+
+
+def test_network_channels_repeat_only_single_channel_images():
+    assert [network_channels(wanted, 1) for wanted in (None, 1, 4)] == [1, 1, 4]
+    assert [network_channels(wanted, 4) for wanted in (None, 4)] == [4, 4]
+    with pytest.raises(UsageError, match="found:    1"):
+        network_channels(1, 4)
+    image = torch.randn(2, 1, 3, 3)
+    assert torch.equal(repeat_channels(image, 4), torch.cat([image] * 4, dim=1))
+    assert repeat_channels(torch.ones(2, 4, 3, 3), 4).shape == (2, 4, 3, 3)
 
 
 # ---------------------------------------------------------------- patch sizes and refusals

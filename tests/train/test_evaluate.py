@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import training
 import zarr
 
 from supercl_core import cache_writer
@@ -163,8 +164,8 @@ def test_the_published_protocol_is_beside_ours(run, cache_path):
     plain = evaluated(run, cache_path)
     assert plain["paper"] is None
     cache = open_cache(cache_path)
-    for crop, asked in (((32, 32), None), ((10, 40), (10, 40))):  # the run's patch is 32 x 32
-        result = evaluated(run, cache_path, protocol="paper", crop=asked)
+    for crop, asked in (((32, 32), "patch"), ((10, 40), (10, 40))):  # the run's patch is 32 x 32
+        result = evaluated(run, cache_path, crop=asked)
         wanted = PaperScores(CLASSES, crop=crop)
         for case_id in ("case_a", "case_c"):
             prediction = sitk.ReadImage(str(run / "predictions" / f"{case_id}.nii.gz"))
@@ -177,7 +178,14 @@ def test_the_published_protocol_is_beside_ours(run, cache_path):
 def test_the_patch_of_a_run_that_chose_none_is_that_of_its_cache(run, cache_path):
     config = {**read_run(run)["config"], "patch_size": None}
     describe(run, config=config)
-    assert evaluated(run, cache_path, protocol="paper")["paper"]["crop"] == [32, 16]
+    assert evaluated(run, cache_path, crop="patch")["paper"]["crop"] == [32, 16]
+
+
+def test_evaluation_stops_between_cases_where_it_is_told_to(run, cache_path):
+    with pytest.raises(training.Killed):
+        evaluated(run, cache_path, check=training.call_at(2, training.kill, lambda: None))
+    assert written(run) == ["predictions"]
+    assert [file.name for file in (run / "predictions").iterdir()] == ["case_a.nii.gz"]
 
 
 # ---------------------------------------------------------------- a folder of predictions
@@ -306,13 +314,29 @@ def test_a_test_case_without_ground_truth_is_refused_before_anything_is_written(
     assert written(run) == []
 
 
-def test_a_cache_of_other_channels_is_refused(run, cache_path):
-    describe(run, model={**read_run(run)["model"], "in_channels": 2})
-    cache = open_cache(cache_path)
-    cache.attributes["channel_names"] = ["t1", "t2", "flair"]
-    with pytest.raises(UsageError, match="input channels"):
-        evaluate(run, cache, device_name="cpu")
-    assert not (run / "predictions").exists()
+def test_a_cache_of_another_resolution_or_numbering_is_refused(run, cache_path):
+    """As of the cache with one or two of the labelled cases made otherwise, or under other numbers."""
+    [digest] = read_run(run)["content_digests"].values()
+    for digests, found in (
+        ({"case_b": "of the same case at another resolution"}, "1 of 1 missing or different: case_b"),
+        ({"case_b": digest, "case_9": "of a case that is gone"}, "1 of 2 missing or different: case_9"),
+        ({"case_a": digest}, "1 of 1 missing or different: case_a"),
+    ):
+        describe(run, content_digests=digests)
+        with pytest.raises(CacheError, match="not the one that the run was made with") as refused:
+            evaluated(run, cache_path)
+        assert refused.value.found == found
+        assert str(cache_path) in refused.value.next_step
+    describe(run, cache={**read_run(run)["cache"], "config_digest": "another"})
+    with pytest.raises(CacheError, match="made with other settings of preprocessing"):
+        evaluated(run, cache_path)
+    assert written(run) == []
+
+
+def test_a_cache_that_was_moved_and_grew_is_still_the_one_of_the_run(run, cache_path):
+    described = read_run(run)["cache"]
+    describe(run, cache={**described, "config_digest": "another", "num_slices": 7, "path": "/elsewhere"})
+    assert evaluated(run, cache_path)["rows"]
 
 
 def test_a_model_that_needs_more_memory_than_its_weights_is_refused_before(run, cache_path):

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ import training
 from safetensors.torch import load_file, save_file
 
 import train.predict
+from supercl_core import locks
 from supercl_core.cache_reader import open_cache
-from supercl_core.errors import SuperCLError, UsageError
+from supercl_core.errors import CacheError, SuperCLError, UsageError
 from train.evaluate import evaluate
-from train.predict import predict
+from train.predict import RECORD_NAME, predict
 from train.runs import read_run
 
 NAMES = ["case_a.nii.gz", "case_b.nii.gz", "case_c.nii.gz", "case_d.nii.gz"]
@@ -214,20 +217,79 @@ def test_bad_files_are_listed_and_stop_no_other(predicted, scans, write_volume, 
     assert files(tmp_path / "out") == [*NAMES[2:], "predictions.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("in_channels", "adjacent", "asked", "expected"),
-    [(4, 0, None, "4"), (4, 0, 4, "1 or 4"), (6, 1, None, "2"), (6, 1, 6, "2"), (1, 0, 1, "1")],
-)
-def test_channels_are_those_of_the_training_data(in_channels, adjacent, asked, expected):
-    from train.inference import InferenceSettings
+def test_one_channel_is_not_taken_for_the_four_of_the_training_data(predicted, run):
+    """A network of four channels does not tell whether its training data had four, or one that was repeated."""
+    change_run(run, "config", in_channels=4)
+    change_run(run, "cache", num_channels=4)
+    result = predicted()
+    assert counts(result) == (0, 0, 4)
+    assert {entry["reason"].rpartition("; ")[2] for entry in result.failed} == {"expected 4, found 1"}
 
-    run = {"model": {"in_channels": in_channels}, "config": {"in_channels": asked}}
-    settings = InferenceSettings(adjacent_slices=adjacent)
-    with pytest.raises(SuperCLError, match="another number of channels") as refused:
-        train.predict.check_channels(3, run, settings)
-    assert (refused.value.expected, refused.value.found) == (expected, 3)
-    for allowed in expected.split(" or "):
-        train.predict.check_channels(int(allowed), run, settings)
+
+def test_a_damaged_volume_keeps_no_segmentation_of_what_it_was_before(predicted, scans, tmp_path):
+    predicted()
+    (scans / "case_a.nii.gz").write_bytes(b"damaged")
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "case_b.nii.gz")))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.stack([values] * 2, -1), isVector=True), str(scans / "case_b.nii.gz")
+    )
+    assert counts(predicted()) == (0, 2, 2)
+    assert files(tmp_path / "out") == [*NAMES[2:], "predictions.jsonl"]
+
+
+def test_segmentations_of_volumes_that_are_gone_are_named(predicted, scans, tmp_path):
+    assert predicted().leftover == ()
+    (scans / "case_a.nii.gz").unlink()
+    (tmp_path / "out" / "notes.txt").touch()
+    assert predicted().leftover == ("case_a.nii.gz", "notes.txt")
+    assert predicted(scans / "case_b.nii.gz").leftover == ()  # the others are of other calls
+
+
+# ---------------------------------------------------------------- two calls at once
+
+
+def test_a_second_call_at_the_same_time_is_refused(predicted, monkeypatch, tmp_path):
+    out = tmp_path / "new" / "out"
+
+    def second():
+        with pytest.raises(CacheError, match="in use"):
+            predicted(out=out)
+
+    with monkeypatch.context() as patched:
+        slow = training.call_at(2, second, train.predict.write_label_map)
+        patched.setattr(train.predict, "write_label_map", slow)
+        assert counts(predicted(out=out)) == (4, 0, 0)
+    assert counts(predicted(out=out)) == (0, 4, 0)
+    assert files(tmp_path / "new") == ["out"]
+
+
+def test_a_call_killed_before_its_first_record_does_not_block_the_next(predicted, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(training.Killed):
+        patched.setattr(
+            train.predict, "write_text", training.call_at(1, training.kill, train.predict.write_text)
+        )
+        patched.setattr(locks, "_remove", lambda *_: None)
+        predicted()
+    with pytest.raises(CacheError, match="in use"):  # by this process, which lives
+        predicted()
+    monkeypatch.setattr(locks.Owner, "is_dead", lambda _: True)
+    assert counts(predicted()) == (4, 0, 0)
+
+
+def test_a_call_whose_lock_was_taken_over_writes_nothing_more(predicted, monkeypatch, tmp_path):
+    def lose():
+        locks.lock_path(tmp_path / "out" / RECORD_NAME).rename(tmp_path / "elsewhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.predict, "read_volume", training.call_at(2, lose, train.predict.read_volume))
+        with pytest.raises(CacheError, match="lock of the cache was lost"):
+            predicted()
+    assert files(tmp_path / "out") == [NAMES[0], "predictions.jsonl"]
+
+
+def test_prediction_does_not_load_pretraining():
+    code = "import sys, train.predict, train.evaluate; assert 'train.pretraining' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # ---------------------------------------------------------------- refusals

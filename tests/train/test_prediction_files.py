@@ -1,5 +1,7 @@
 """Label maps made elsewhere: names, formats and values that are taken, and geometry that is not that of the source."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -167,6 +169,15 @@ def test_two_files_of_one_case_are_refused(tmp_path, case):
     written(folder / "case_a.nii.gz", case)
     with pytest.raises(SuperCLError, match=r"case_a\.mha and case_a\.nii\.gz"):
         read(folder, case)
+
+
+def test_of_an_entry_without_permission_it_is_not_said_that_there_are_two(tmp_path, case):
+    folder = written(tmp_path / "p" / "case_a.mha", case)
+    (files, _) = files_by_case(folder, ["case_a"])
+    unlisted = dataclasses.replace(files["case_a"], problem="The folder cannot be listed: Permission denied")
+    with pytest.raises(SuperCLError, match="Permission denied") as refused:
+        read_prediction(unlisted, case, CLASSES)
+    assert refused.value.next_step == "Mend this entry of the folder."
 
 
 def test_a_missing_file_and_a_case_without_truth_are_refused(tmp_path, case, cache_path):

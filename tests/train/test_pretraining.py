@@ -28,12 +28,12 @@ from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
 from supercl_core.weak_labels import auto_level
 from train.augment import AugmentConfig, pretrain_views
-from train.data import Batch, SliceDataset
+from train.data import Batch, SliceDataset, repeat_channels
 from train.methods import PRESETS, PretrainConfig
 from train.models.backbones import build_encoder
 from train.models.unet import PretrainNet, UNet
 from train.models.weights import load_encoder
-from train.pretraining import PretrainLosses, network_channels, pretrain, repeat_channels
+from train.pretraining import PretrainLosses, pretrain
 from train.runs import read_metrics, read_run
 from train.sampling import SliceOrder
 
@@ -501,16 +501,6 @@ def test_patches_suit_other_backbones(cache, tmp_path):
 def test_settings_out_of_range_or_without_effect_are_refused(changes, named):
     with pytest.raises(UsageError, match=f"'{named}'"):
         PretrainConfig(**changes)
-
-
-def test_network_channels_repeat_only_single_channel_images():
-    assert [network_channels(wanted, 1) for wanted in (None, 1, 4)] == [1, 1, 4]
-    assert [network_channels(wanted, 4) for wanted in (None, 4)] == [4, 4]
-    with pytest.raises(UsageError, match="found:    1"):
-        network_channels(1, 4)
-    image = torch.randn(2, 1, 3, 3)
-    assert torch.equal(repeat_channels(image, 4), torch.cat([image] * 4, dim=1))
-    assert repeat_channels(torch.ones(2, 4, 3, 3), 4).shape == (2, 4, 3, 3)
 
 
 def test_single_channel_slices_train_a_network_of_four(cache, tmp_path):

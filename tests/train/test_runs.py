@@ -15,7 +15,14 @@ DESCRIPTION = {
     "world_size": 2,
     "model": {"backbone": "unet", "in_channels": 1, "num_classes": 3, "filters": 4},
     "inference": {"adjacent_slices": 0, "mirror_axes": ["y", "x"], "largest_component": [1]},
-    "cache": {"path": "/data/a.zarr", "name": "a", "config_digest": "d", "num_slices": 9, "class_names": []},
+    "cache": {
+        "path": "/data/a.zarr",
+        "name": "a",
+        "config_digest": "d",
+        "num_channels": 1,
+        "num_slices": 9,
+        "class_names": [],
+    },
     "cases": {"train": [f"case_{i}" for i in range(9)], "validation": [], "test": ["case_9"]},
     "content_digests": {f"case_{i}": f"digest {i}" for i in range(9)},
     "split": {"file": "split.json", "labelled": 2},
@@ -140,7 +147,9 @@ def test_a_damaged_run_json_is_named(tmp_path, content):
         ("content_digests.case_0", 7, "7 at content_digests.case_0"),
         ("split", [], "no object at split"),
         ("init.source", None, "None at init.source"),
-        ("inference.mirror_axes", "y", "no list at inference.mirror_axes"),
+        ("inference.mirror_axes", "y", "'y' at inference.mirror_axes"),
+        ("inference.mirror_axes", ["z"], "['z'] at inference.mirror_axes"),
+        ("inference.mirror_axes", ["y", "y"], "['y', 'y'] at inference.mirror_axes"),
         ("unlabelled_test_cases_seen", -1, "-1 at unlabelled_test_cases_seen"),
     ],
 )
@@ -220,6 +229,7 @@ def test_the_cache_is_described_by_what_identifies_it(cache_path):
     assert len(described.pop("config_digest")) == 64
     assert described == {
         "name": "Task99_Tiny",
+        "num_channels": 1,
         "num_slices": 23,
         "class_names": ["background", "anterior", "posterior"],
     }

@@ -99,6 +99,7 @@ def test_options_without_an_effect_are_refused(supercl, run, cache_path, split, 
         (run, ("-o", tmp_path / "x.json"), "--output has no effect on a run"),
         (run, ("--crop", 8, 8), "--crop has no effect without --protocol paper"),
         (folder, ("--part", "test"), "--part has no effect on a folder of predictions"),
+        (folder, ("--device", "cuda"), "--device has no effect on a folder of predictions"),
         (folder, ("--protocol", "paper"), "does not tell the patch"),
         (folder, ("-o", tmp_path / "x.csv"), "ends in .json"),
         (folder, (), "no predictions here"),
@@ -135,6 +136,14 @@ def test_volumes_that_cannot_be_predicted_are_listed(supercl, run, msd_path, tmp
     assert "3 volumes segmented, 0 kept from before, 1 failed" in outcome.out
     assert refused(supercl("predict", run, scans, scans), 2, "folder of their own")
     assert refused(supercl("predict", tmp_path / "none", scans, tmp_path / "o"), 1, "no run here")
+
+
+def test_segmentations_of_no_volume_of_the_folder_are_named(supercl, run, msd_path, tmp_path):
+    shutil.copytree(msd_path / "imagesTr", tmp_path / "scans")
+    assert "note" not in supercl("predict", run, tmp_path / "scans", tmp_path / "out", "--device", "cpu").err
+    (tmp_path / "scans" / "case_b.nii.gz").unlink()
+    outcome = supercl("predict", run, tmp_path / "scans", tmp_path / "out", "--device", "cpu")
+    assert "note: 1 files (case_b.nii.gz): they are in OUT, but of no volume of INPUT" in outcome.err
 
 
 def test_the_help_teaches(supercl):
