@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
 
 from train.comparison import difference_text, number
 from train.metrics import MEAN
-from train.study.results import Results, Row, Saved, mean_text, read_results
+from train.study.results import Results, Row, Saved, made_by, mean_text, read_results, spread
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -43,7 +44,6 @@ def main(studies: tuple[Path, ...], page: Path) -> None:
 
 def lines(results: Results) -> list[str]:
     """The conditions of a study, and a row for each recipe, count and arm."""
-    versions = results.provenance["versions"]
     finished = sum(cell.status == "finished" for cell in results.cells)
     saved = {(one.recipe, one.arm, one.labelled): one for one in results.saved}
     means = [row for row in results.rows if row.class_name == MEAN]
@@ -54,12 +54,11 @@ def lines(results: Results) -> list[str]:
             best[key] = max(best.get(key, 0.0), row.dsc)
     return [
         f"{finished} of {len(results.cells)} cells, seeds {', '.join(map(str, results.seeds))}, scored on "
-        f"{results.scored_on} cases. {_budget(results)} supercl {versions['supercl']} at commit "
-        f"{str(results.provenance['commit'])[:7]}, torch {versions['torch']}.",
+        f"{results.scored_on} cases. {_budget(results)} {made_by(results.provenance['runs'])}",
         "",
-        "| recipe | labelled | arm | DSC % ± sd of seeds | 95 % interval | difference to "
+        f"| recipe | labelled | arm | seeds | DSC % ± sd of {spread(results)} | 95 % interval | difference to "
         f"{results.baseline} | HD95 {results.unit} | missing | {results.baseline} needs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(
             _line(row, saved.get((row.recipe, row.arm, row.labelled)), best.get((row.recipe, row.labelled)))
             for row in means
@@ -71,14 +70,18 @@ def _line(row: Row, saved: Saved | None, best: float | None) -> str:
     mark = "**" if row.dsc is not None and row.dsc == best else ""
     interval = f"{row.interval[0]:.1f} to {row.interval[1]:.1f}" if row.interval else "–"
     difference = difference_text(row.difference) if row.difference else ""
+    is_clear = row.difference is not None and row.difference.is_clear
     needs = f"{saved.bound} {saved.baseline_labels:.0f}".strip() if saved and saved.baseline_labels else ""
+    if needs and not is_clear:
+        needs += " (not told apart)"
     cells = [
         row.recipe,
         row.labelled,
         row.arm,
+        row.num_seeds,
         f"{mark}{mean_text(row)}{mark}",
         interval,
-        difference + ("*" if row.difference and row.difference.is_clear else ""),
+        difference + ("*" if is_clear else ""),
         number(row.hd95),
         f"{row.num_missing}/{row.num_cases}",
         needs,
@@ -87,15 +90,19 @@ def _line(row: Row, saved: Saved | None, best: float | None) -> str:
 
 
 def _budget(results: Results) -> str:
-    """Steps and sizes in a few words, and the mean time of a run."""
-    budget, times = results.budget, results.budget["mean_seconds"]
+    """Steps and sizes in a few words, and what finished runs took."""
+    finished = [cell for cell in results.cells if cell.status == "finished"]
     parts = []
-    if pretrain := budget["pretrain"]:
-        parts.append(f"pre-training: {_steps(pretrain)}, {_seconds(times['pretrain'])}")
-    for recipe, by_count in budget["finetune"].items():
+    if pretrain := results.budget["pretrain"]:
+        times = _seconds(cell.pretrain_seconds for cell in finished)
+        parts.append(f"pre-training of arms that are pre-trained here: {_steps(pretrain)}, {times}")
+    for recipe, by_count in results.budget["finetune"].items():
         kinds = list(dict.fromkeys(_steps(config) for config in by_count.values()))
-        parts.append(f"`{recipe}`: {' or '.join(kinds)}, {_seconds(times['finetune'][recipe])}")
-    return f"Budgets of every arm: {'; '.join(parts)}."
+        times = _seconds(cell.seconds for cell in finished if cell.recipe == recipe)
+        parts.append(f"`{recipe}`, for all arms: {' or '.join(kinds)}, {times}")
+    if unknown := results.budget["unknown"]:
+        parts.append(f"unknown pre-training made elsewhere: {', '.join(unknown)}")
+    return f"Budgets: {'; '.join(parts)}."
 
 
 def _steps(config: dict[str, Any]) -> str:
@@ -105,8 +112,8 @@ def _steps(config: dict[str, Any]) -> str:
     return f"{length} x {config['batch_size']} slices{patch}, {config['filters']} filters{channels}"
 
 
-def _seconds(of_arms: dict[str, float | None]) -> str:
-    known = [value for value in of_arms.values() if value is not None]
+def _seconds(of_runs: Iterable[float | None]) -> str:
+    known = [value for value in of_runs if value is not None]
     return f"{min(known):.0f} to {max(known):.0f} s a run" if known else "not run yet"
 
 

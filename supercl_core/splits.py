@@ -41,7 +41,7 @@ class Split:
     test: tuple[str, ...]
     """Cases that only evaluation may look at."""
     num_labelled_keys: int
-    """Labelled keys asked for; an ACDC key stands for two cases."""
+    """Labelled keys asked for, or those of "all" in the unit of the file; an ACDC number stands for two cases."""
 
     def __post_init__(self) -> None:
         both = sorted(set(self.test) & set(self.labelled))
@@ -80,8 +80,10 @@ def read_split(
         assert rows, "only the rows of a cache tell which cases have a ground truth"
         left_out = {*test, *of_same_patients(rows, test)}
         labelled = [row.id for row in rows if row.has_ground_truth and row.id not in left_out]
-        numbers = [patient_number(case_id) for case_id in labelled]
-        num_keys = len({id if of is None else of for id, of in zip(labelled, numbers, strict=True)})
+        listed, chosen = (section["test"], *section["labelled"].values()), set(labelled)
+        kind = int if any(isinstance(key, int) for keys in listed for key in keys) else str
+        by_key = _cases_by_key(case_ids).items()
+        num_keys = sum(isinstance(key, kind) and not chosen.isdisjoint(ids) for key, ids in by_key)
     else:
         keys = [] if num_labelled is None else _labelled_keys(section, num_labelled, file)
         labelled, num_keys = _resolve(keys, case_ids, file), len(keys)

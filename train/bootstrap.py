@@ -1,4 +1,6 @@
-"""Intervals of mean scores, over patients and seeds together. Called by `train.comparison` and `train.study.results`.
+"""Intervals of mean scores, over patients and seeds together.
+
+Called by `train.comparison` and `train.study.collection`.
 
 The scores of one arm are an array (seeds, cases, classes) in %, NaN where a class is absent from both prediction and
 truth. Its mean is what tables show: over the scores of a class, then over the classes.
@@ -24,16 +26,23 @@ SEED: Final = 0
 """Of the resampling, so that the same scores give the same interval."""
 
 INTERVAL_RULE: Final = (
-    f"95 % intervals: {NUM_RESAMPLES:,} bootstrap resamples, of patients and of seeds where there are several, with "
-    "all cases of a patient together, widened by Student's t for small numbers. They cover other patients of the same "
-    "source and other seeds, but no other choice of labelled cases, scanner or setting."
+    f"95 % intervals: {NUM_RESAMPLES:,} bootstrap resamples, of patients, and of seeds where several score the same "
+    "cases, with all cases of a patient together, widened by Student's t for small numbers. They cover other patients "
+    "of the same source and other seeds, but no other choice of labelled cases, scanner or setting."
 )
 """What an interval is and is not, for whoever reads a table."""
+
+DIFFERENCE_RULE: Final = (
+    "Differences are between the same case, class and seed. Where a structure is absent, and one side rightly leaves "
+    "it empty while the other does not, they count 100 against 0; means leave out the 100. Intervals are not corrected "
+    "for their number: among n where nothing differs, about n/20 leave out 0 by chance."
+)
+"""What a difference is, for whoever reads a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far the DSC of an arm lies above that of its baseline, over the structures that both score."""
+    """How far the DSC of an arm lies above that of its baseline, over the structures that both were scored on."""
 
     mean: float
     """In percentage points."""
@@ -51,20 +60,31 @@ class Difference:
 
 
 def scores(
-    evaluations: Sequence[dict[str, Any]], *, case_ids: Sequence[str], class_names: Sequence[str]
+    evaluations: Sequence[dict[str, Any]],
+    *,
+    case_ids: Sequence[str],
+    class_names: Sequence[str],
+    absent: float = np.nan,
 ) -> np.ndarray:
     """DSC in % of some cases and classes, float64 (evaluations, cases, classes); NaN where there is none.
 
-    `evaluations`: what evaluation.json holds, one for each seed.
+    `evaluations`: what evaluation.json holds, one for each seed. `absent`: the value of what neither prediction nor
+    truth has.
     """
     case_index = {case_id: index for index, case_id in enumerate(case_ids)}
     class_index = {name: index for index, name in enumerate(class_names)}
     values = np.full((len(evaluations), len(case_ids), len(class_names)), np.nan)
     for seed, evaluation in enumerate(evaluations):
         for row in evaluation["rows"]:
-            if row["dsc"] is not None and row["case"] in case_index and row["class"] in class_index:
-                values[seed, case_index[row["case"]], class_index[row["class"]]] = 100 * row["dsc"]
+            if row["case"] in case_index and row["class"] in class_index:
+                value = absent if row["dsc"] is None else 100 * row["dsc"]
+                values[seed, case_index[row["case"]], class_index[row["class"]]] = value
     return values
+
+
+def score_same_cases(evaluations: Sequence[dict[str, Any]]) -> bool:
+    """Whether all have the same cases, defined or not, so that seeds can be resampled; false for folds."""
+    return len({frozenset(row["case"] for row in evaluation["rows"]) for evaluation in evaluations}) == 1
 
 
 def paired_difference(
@@ -72,19 +92,26 @@ def paired_difference(
 ) -> Difference | None:
     """The mean of `other` - `baseline` with its interval, always at the same case, class and seed.
 
-    Both are evaluations, seed by seed in the same order. None where nothing is scored by both.
+    Both are evaluations, seed by seed in the same order. A structure absent from truth is 100 where it is left empty
+    and 0 where it is not; where both leave it empty, it is left out. None where nothing is scored by both.
     """
     case_ids = sorted({row["case"] for evaluation in baseline for row in evaluation["rows"]})
-    first, second = (
-        scores(evaluations, case_ids=case_ids, class_names=class_names) for evaluations in (baseline, other)
+    (first, first_filled), (second, second_filled) = (
+        [scores(arm, case_ids=case_ids, class_names=class_names, absent=absent) for absent in (np.nan, 100.0)]
+        for arm in (baseline, other)
     )
-    differences = second - first
+    differences = np.where(np.isnan(first) & np.isnan(second), np.nan, second_filled - first_filled)
     paired = ~np.isnan(differences)
     if not paired.any():
         return None
     return Difference(
         mean=mean_score(differences),
-        interval=mean_interval(differences, case_ids, bounds=(-100.0, 100.0)),
+        interval=mean_interval(
+            differences,
+            case_ids,
+            same_cases=score_same_cases(baseline) and score_same_cases(other),
+            bounds=(-100.0, 100.0),
+        ),
         num_cases=int(paired.any(axis=(0, 2)).sum()),
         num_seeds=len(baseline),
     )
@@ -98,14 +125,18 @@ def mean_score(values_SCK: np.ndarray) -> float:
 
 
 def mean_interval(
-    values_SCK: np.ndarray, case_ids: Sequence[str], *, bounds: tuple[float, float] = (0.0, 100.0)
+    values_SCK: np.ndarray,
+    case_ids: Sequence[str],
+    *,
+    same_cases: bool = True,
+    bounds: tuple[float, float] = (0.0, 100.0),
 ) -> tuple[float, float] | None:
     """The 95 % interval of `mean_score`, by resampling patients and seeds; None below three patients.
 
     `values_SCK` is float64 (seeds, cases, classes), NaN where undefined; `case_ids` names its cases, and `bounds` are
-    those of the values. Patients and seeds
-    are drawn with replacement, independently of each other (Owen, "The pigeonhole bootstrap", 2007); all cases of a
-    patient are drawn together. Where seeds did not score the same cases, as in folds, only patients are drawn.
+    those of the values. Patients and seeds are drawn with replacement, independently of each other (Owen, "The
+    pigeonhole bootstrap", 2007); all cases of a patient are drawn together. Without `same_cases` (`score_same_cases`),
+    as in folds, only patients are drawn.
 
     Percentiles of means over small numbers are too narrow, so one fewer is drawn than there are, which makes variances
     unbiased (McCarthy and Snowden, 1985), and the percentiles are stretched about the mean by the ratio of Student's t,
@@ -128,7 +159,7 @@ def mean_interval(
     random = np.random.default_rng(SEED)
     drawn_patients = _drawn(num_patients, random)
     all_patients, all_seeds = np.ones((1, num_patients)), np.ones((1, num_seeds))
-    if num_seeds > 1 and not np.isnan(values).all(axis=2).any():
+    if num_seeds > 1 and same_cases:
         drawn_seeds = _drawn(num_seeds, random)
         means = _means(*sums, drawn_seeds, drawn_patients)
         parts = [

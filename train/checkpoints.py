@@ -7,6 +7,7 @@ are functions of (seed, step), so they need none. Called by `train.loop`.
 
 from __future__ import annotations
 
+import io
 import operator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,12 @@ class State:
 def save_checkpoint(folder: Path, step: int, state: State, *, keep: int) -> None:
     """Write the state after `step` steps atomically, and drop all but the last `keep` checkpoints."""
     parts = {"step": step, **{name: part.state_dict() for name, part in _parts(state)}}
+    content = (
+        io.BytesIO()
+    )  # writing to a full disk itself, torch raises a RuntimeError that says nothing of it
+    torch.save(parts, content)
     with atomic_file(folder / f"step_{step:08d}.pt") as wip:
-        torch.save(parts, wip)
+        wip.write_bytes(content.getbuffer())
     for old in sorted(folder.glob("step_*.pt"))[:-keep]:
         old.unlink()
 

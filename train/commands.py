@@ -257,7 +257,7 @@ def finetune(
 def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
     """Write one self-contained HTML page on one or more runs, or on one study, and print how they compare.
 
-    The first fine-tuned run is the baseline of the comparison of runs.
+    The first fine-tuned run is the baseline of the comparison of runs. What a study has by now is gathered anew.
 
     \b
     Example:  supercl report runs/scratch runs/pretrained runs/pretrain -o report.html
@@ -267,12 +267,17 @@ def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
 
     from train.comparison import compare, render_table
     from train.report.page import is_study, write_report
-    from train.study.results import read_results, render_results
+    from train.study.collection import update_results
+    from train.study.results import render_results
 
-    write_report(list(paths), output, cache_path=cache)
     if is_study(paths[0]):
-        Console().print(render_results(read_results(paths[0])))
-    elif evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
+        results = update_results(paths[0])
+        write_report(list(paths), output, cache_path=cache)
+        Console().print(render_results(results))
+        click.echo(f"report: {output}")
+        return
+    write_report(list(paths), output, cache_path=cache)
+    if evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
         Console().print(render_table(compare(evaluated)))
     click.echo(f"report: {output}")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from supercl_core.errors import SuperCLError
-from train.bootstrap import INTERVAL_RULE, Difference, paired_difference
+from train.bootstrap import DIFFERENCE_RULE, INTERVAL_RULE, Difference, paired_difference
 from train.metrics import MEAN
 from train.runs import read_evaluation, read_metrics, read_run
 
@@ -163,7 +163,8 @@ def render_table(comparison: Comparison) -> Table:
         num_cases = sorted({row.difference.num_cases for row in comparison.rows if row.difference})
         caption.insert(
             1,
-            f"Difference: DSC to the first run in points, paired over n = {_range(num_cases)} cases. {INTERVAL_RULE}",
+            f"Difference: DSC to the first run in points, paired over n = {_range(num_cases)} cases. {INTERVAL_RULE} "
+            f"{DIFFERENCE_RULE}",
         )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=Text("\n".join(caption)))
     table.caption_justify = "left"

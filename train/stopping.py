@@ -10,22 +10,32 @@ from typing import Final
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield whether the process was told to stop since; a second Ctrl-C stops at once."""
-    requested = False
+class _Request:
+    """The handler of a signal, which keeps that it came."""
 
-    def request(*_: object) -> None:
-        nonlocal requested
-        requested = True
+    came = False
+
+    def __call__(self, *_: object) -> None:
+        self.came = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield whether the process was told to stop since; a second Ctrl-C stops at once.
+
+    May be nested: what the inner one was told, the outer one knows when the inner one has ended.
+    """
+    request = _Request()
     try:
         before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
     except ValueError:  # not in the main thread: nobody sends it signals
         before = {}
     try:
-        yield lambda: requested
+        yield lambda: request.came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        outer = before.get(signal.SIGTERM)
+        if request.came and isinstance(outer, _Request):
+            outer()

@@ -93,6 +93,13 @@ def test_all_labelled_counts_patients(published: str) -> None:
     assert split.labelled == tuple(ACDC[:2] + ACDC[4:])
 
 
+def test_all_labelled_counts_cases_where_the_split_names_cases(tmp_path: Path) -> None:
+    """Elsewhere `all` of 4 frames would be 2 on the axis of the labelled count, left of a list of 3 frames."""
+    file = write(tmp_path, {"labelled": {"1": ACDC[2:3]}, "test": ACDC[:2]})
+    split = read_split(file, ACDC, data_set="ACDC", num_labelled="all", rows=rows(ACDC))
+    assert split.num_labelled_keys == len(split.labelled) == len(ACDC) - 2
+
+
 # ---- folds
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm, t
 
 from train import bootstrap
-from train.bootstrap import mean_interval, mean_score, paired_difference, scores
+from train.bootstrap import mean_interval, mean_score, paired_difference, score_same_cases, scores
 
 T_OF_2 = 4.302653 / 1.959964
 """Student's t with two degrees of freedom to the normal quantile, from a printed table."""
@@ -140,7 +140,7 @@ def test_seeds_that_scored_different_cases_are_not_resampled():
     for case in range(6):
         folds[case % 3, case] = values[0, case]
     assert mean_score(folds) == pytest.approx(mean_score(values))
-    assert mean_interval(folds, names) == pytest.approx(mean_interval(values, names))
+    assert mean_interval(folds, names, same_cases=False) == pytest.approx(mean_interval(values, names))
 
 
 def test_a_class_that_few_cases_have_counts_as_much_as_the_others():
@@ -198,6 +198,45 @@ def test_differences_are_between_the_same_case_class_and_seed():
     assert paired_difference(baseline, other, class_names=["posterior"]).mean == pytest.approx(10 / 3)
     assert paired_difference(baseline[:1], [evaluation({"z": (1.0, 1.0)})], class_names=["anterior"]) is None
     assert paired_difference([], [], class_names=["anterior"]) is None
+
+
+def test_one_structure_absent_in_both_does_not_switch_the_resampling_of_seeds_off():
+    random = np.random.default_rng(0)
+
+    def arm(without):
+        return [
+            evaluation(
+                {
+                    f"c{case}": (None if (seed, case) == without else 0.7 + shift + 0.01 * random.normal(),)
+                    for case in range(8)
+                },
+                ("a",),
+            )
+            for seed, shift in enumerate((-0.2, 0.0, 0.2))
+        ]
+
+    names = [f"c{case}" for case in range(8)]
+    whole, holed = arm(None), arm((0, 3))
+    assert score_same_cases(holed)
+    assert not score_same_cases([evaluation({"c0": (0.5, 0.5)}), evaluation({"c1": (0.5, 0.5)})])
+    widths = [
+        np.ptp(mean_interval(scores(found, case_ids=names, class_names=["a"]), names))
+        for found in (whole, holed)
+    ]
+    assert widths[1] == pytest.approx(widths[0], rel=0.2)
+    # Where seeds differ by 20 points and cases by 1, it is the seeds that an interval has to tell of.
+    level = [evaluation(dict.fromkeys(names, (0.5,)), ("a",))] * 3
+    assert not paired_difference(holed, level, class_names=["a"]).is_clear
+    assert paired_difference(holed[2:], level[2:], class_names=["a"]).is_clear
+
+
+def test_what_one_side_rightly_leaves_empty_and_the_other_does_not_is_no_tie():
+    fills = [evaluation({"a": (0.5,), "b": (0.0,), "c": (0.5,)}, ("x",))]
+    leaves = [evaluation({"a": (0.5,), "b": (None,), "c": (0.5,)}, ("x",))]
+    found = paired_difference(fills, leaves, class_names=["x"])
+    assert (found.mean, found.num_cases) == (pytest.approx(100 / 3), 3)
+    assert paired_difference(leaves, fills, class_names=["x"]).mean == pytest.approx(-100 / 3)
+    assert paired_difference(leaves, leaves, class_names=["x"]).num_cases == 2
 
 
 def test_pairing_takes_away_what_cases_have_in_common():

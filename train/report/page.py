@@ -13,7 +13,7 @@ import jinja2
 
 from supercl_core.errors import UsageError
 from supercl_core.files import write_text
-from train.bootstrap import INTERVAL_RULE
+from train.bootstrap import DIFFERENCE_RULE, INTERVAL_RULE
 from train.comparison import difference_text, number
 from train.report.runs import runs_page
 from train.report.study import study_page
@@ -48,7 +48,7 @@ def write_report(paths: Sequence[Path], output: Path, *, cache_path: Path | None
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(interval_rule=INTERVAL_RULE)
+    environment.globals.update(interval_rule=INTERVAL_RULE, difference_rule=DIFFERENCE_RULE)
     environment.filters.update(number=number, percent=_percent, difference=difference_text)
     write_text(output, environment.get_template(name).render(page))
     return output

@@ -169,4 +169,4 @@ def box_plot(groups: Sequence[tuple[Entry, Mapping[str, float]]], title: str) ->
     num_cases = sorted({len(one.y) for one in series})
     caption = f"{title}. Medians over {' or '.join(map(str, num_cases))} cases: {medians} %."
     uri = figures.boxes(series, y_label="DSC [%]")
-    return Picture(uri=uri, alt=f"Box plot of the DSC of all test cases. {caption}", caption=caption)
+    return Picture(uri=uri, alt=f"Box plot of DSC by case. {caption}", caption=caption)

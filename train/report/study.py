@@ -8,14 +8,12 @@ Called by `train.report.page`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.files import read_json
 from train.bootstrap import Difference
 from train.comparison import Run
 from train.metrics import MEAN
@@ -23,7 +21,6 @@ from train.report import figures
 from train.report.parts import (
     Entry,
     Picture,
-    Table,
     box_plot,
     duration,
     flat,
@@ -32,10 +29,9 @@ from train.report.parts import (
 )
 from train.report.pictures import Segmented, cache_pictures, extremes
 from train.report.study_runs import StudyRuns
-from train.run_shapes import check
-from train.runs import LARGEST_FILE_BYTES
+from train.study.collection import stored_study
 from train.study.declaration import Labelled
-from train.study.results import damaged, read_results
+from train.study.results import read_results, spread
 
 STATUSES: Final = ("finished", "running", "waiting", "failed")
 
@@ -49,10 +45,11 @@ def study_page(study_path: Path, *, cache_path: Path | None) -> dict[str, Any]:
     Raises SuperCLError where the declaration or the results of the study, or a file of one of its runs, cannot be read.
     """
     study = StudyRuns(results := read_results(study_path))
-    declared = _read_declaration(study_path / "study.json", results.arms)
+    declared = stored_study(study_path).as_dict()
     pretrained = [(entry, runs) for arm, entry in study.arms.items() if (runs := study.pretrained(arm))]
     return {
         "results": results,
+        "spread": spread(results),
         "arms": list(study.arms.values()),
         "baseline": study.arms[results.baseline],
         "num_cases": study.num_cases,
@@ -66,16 +63,18 @@ def study_page(study_path: Path, *, cache_path: Path | None) -> dict[str, Any]:
         "pretrain_curves": training_curves(pretrained, "pretrain"),
         "finetune_curves": _finetune_curves(study),
         "inits": [
-            (entry, init) for arm, entry in study.arms.items() if (init := declared["arms"][arm]["init"])
+            (study.arms[arm], init)
+            for arm, values in declared["arms"].items()
+            if arm in study.arms and (init := values["init"])
         ],
-        "arm_settings": _differing(
+        "arm_settings": side_by_side(
             [
-                (entry, settings)
-                for arm, entry in study.arms.items()
-                if (settings := declared["arms"][arm]["pretrain"])
+                (study.arms[arm], settings)
+                for arm, values in declared["arms"].items()
+                if arm in study.arms and (settings := values["pretrain"])
             ]
         ),
-        "recipe_settings": _differing(_recipe_columns(declared["recipes"])),
+        "recipe_settings": side_by_side(_recipe_columns(declared["recipes"])),
         "budget": side_by_side(
             [
                 *([("pre-training", results.budget["pretrain"])] if results.budget["pretrain"] else []),
@@ -83,7 +82,7 @@ def study_page(study_path: Path, *, cache_path: Path | None) -> dict[str, Any]:
             ]
         ),
         "costs": _costs(study),
-        "provenance": flat(results.provenance) | _where_runs_ran(study),
+        "provenance": flat(results.provenance),
         **cache_pictures(
             cache_path or study.cache_path,
             segmented=[shown for recipe in results.recipes for shown in _segmented(study, recipe)],
@@ -98,15 +97,21 @@ def study_page(study_path: Path, *, cache_path: Path | None) -> dict[str, Any]:
 def _answer(study: StudyRuns, recipe: str) -> str:
     """How the best arm compares to the baseline at every count: one sentence, of the results alone."""
     arms, counts = study.arms, study.results.labelled
-    complete = [n for n in counts if all(study.dsc(recipe, n, arm) is not None for arm in arms)]
+    complete = [
+        n
+        for n in counts
+        if all(study.dsc(recipe, n, arm) is not None for arm in arms)
+        and len({tuple(cell.seed for cell in study.cells(recipe, n, arm)) for arm in arms}) == 1
+    ]
     if not complete or not study.rivals:
-        return "No labelled count has scores of all arms yet."
+        return "No labelled count has scores of all arms with the same seeds yet."
     means = {arm: fmean(study.dsc(recipe, n, arm) or 0.0 for n in complete) for arm in study.rivals}
     best = max(means, key=means.__getitem__)
     phrases = [
         _compared(n, study.rows[recipe, n, best, MEAN].difference, study.results.baseline) for n in complete
     ]
-    return f"Of the {len(arms) - 1} other arms, {best} has the highest mean DSC: {'; '.join(phrases)}."
+    over = f" over {' and '.join(map(str, complete))} labelled" if len(counts) > 1 else ""
+    return f"Of the {len(arms) - 1} other arms, {best} has the highest mean DSC{over}: {'; '.join(phrases)}."
 
 
 def _compared(labelled: Labelled, difference: Difference | None, baseline: str) -> str:
@@ -166,7 +171,10 @@ def _scores(study: StudyRuns) -> list[dict[str, Any]]:
 
 
 def _saved(study: StudyRuns) -> list[tuple[str, Entry, list[str]]]:
-    """By recipe and arm, the labels that the baseline needs for the same DSC, a text for each count."""
+    """By recipe and arm, the labels that the baseline needs for the same DSC, a text for each count.
+
+    There is no factor where the count is but an upper bound, since it may be any below.
+    """
     found = {(one.recipe, one.arm, one.labelled): one for one in study.results.saved}
     rows = []
     for recipe in study.results.recipes:
@@ -177,8 +185,11 @@ def _saved(study: StudyRuns) -> list[tuple[str, Entry, list[str]]]:
                 if one is None or one.baseline_labels is None or not count:
                     cells.append("–")
                 else:
-                    times = f"{one.baseline_labels:.3g} ({one.baseline_labels / count:.1f} ×)"
-                    cells.append(f"{one.bound} {times}".strip())
+                    text = f"{one.bound} {one.baseline_labels:.3g}".strip()
+                    if one.bound != "at most":
+                        text += f" ({one.baseline_labels / count:.1f} ×)"
+                    difference = study.rows[recipe, labelled, arm, MEAN].difference
+                    cells.append(text if difference and difference.is_clear else f"{text}, not told apart")
             if any(cell != "–" for cell in cells):
                 rows.append((recipe, study.arms[arm], cells))
     return rows
@@ -188,7 +199,7 @@ def _saved(study: StudyRuns) -> list[tuple[str, Entry, list[str]]]:
 
 
 def _box_plots(study: StudyRuns) -> list[Picture]:
-    """For each recipe and count, the test cases by arm."""
+    """For each recipe and count, the scored cases by arm."""
     pictures = []
     for recipe, labelled in study.groups():
         groups = [
@@ -202,7 +213,7 @@ def _box_plots(study: StudyRuns) -> list[Picture]:
 
 
 def _dsc_by_case(runs: Sequence[Run]) -> dict[str, float]:
-    """The mean over classes, then seeds (0..1) of every test case."""
+    """The mean over classes, then seeds (0..1) of every scored case."""
     values = [run.case_dsc()[MEAN] for run in runs]
     cases = dict.fromkeys(case for by_case in values for case in by_case)
     return {case: fmean(by_case[case] for by_case in values if case in by_case) for case in cases}
@@ -255,25 +266,6 @@ def _finetune_curves(study: StudyRuns) -> list[list[Picture]]:
 # ---------------------------------------------------------------- settings and costs
 
 
-def _read_declaration(file: Path, arms: Iterable[str]) -> dict[str, Any]:
-    """What study.json says of the `arms` and of the recipes."""
-    shape = {
-        "arms": {arm: {"init": (lambda value: isinstance(value, str),), "pretrain": ({},)} for arm in arms},
-        "recipes": {None: {None: {}}},
-    }
-    with damaged(file, "Run the study again."):
-        declared: dict[str, Any] = read_json(file, limit_bytes=LARGEST_FILE_BYTES)
-        check(declared, shape)
-    return declared
-
-
-def _differing(columns: Sequence[tuple[Entry | str, Mapping[str, Any]]]) -> Table | None:
-    """The settings in which columns differ; None without any."""
-    table = side_by_side(columns)
-    rows = tuple(row._replace(differs=False) for row in table.rows if row.differs)
-    return replace(table, rows=rows) if rows else None
-
-
 def _recipe_columns(recipes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
     """The settings of each recipe: one column, or several where they depend on the labelled count."""
     columns = []
@@ -323,11 +315,3 @@ def _mean_time(seconds: Iterable[float | None]) -> str:
 def _steps(runs: Sequence[Run]) -> str:
     counts = sorted({run.num_steps for run in runs})
     return " / ".join(f"{count:,}" for count in counts) or "–"
-
-
-def _where_runs_ran(study: StudyRuns) -> dict[str, str]:
-    """What the runs say of where they come from, each value once."""
-    records = [flat(run.record["provenance"]) for run in study.runs.values()]
-    names = ("commit", "host", "platform", "python", "versions.supercl", "versions.torch")
-    found = {name: dict.fromkeys(record[name] for record in records if name in record) for name in names}
-    return {f"runs: {name}": ", ".join(values) for name, values in found.items() if values}

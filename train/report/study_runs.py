@@ -22,7 +22,8 @@ class StudyRuns:
         self.results = results
         self.arms = {arm: Entry(mark=figures.mark(index), name=arm) for index, arm in enumerate(results.arms)}
         self.rows = {(row.recipe, row.labelled, row.arm, row.class_name): row for row in results.rows}
-        paths = [path for cell in results.cells for path in (cell.run_path, cell.pretrain_path) if path]
+        paths = [cell.run_path for cell in results.cells if cell.status == "finished"]
+        paths += [cell.pretrain_path for cell in results.cells if cell.pretrain_path]
         written = [path for path in dict.fromkeys(paths) if (path / "run.json").is_file()]
         self.runs = dict(zip(written, read_runs(written), strict=True))
         if results.scored_on == "validation":

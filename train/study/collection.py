@@ -1,7 +1,8 @@
 """Gathers what the run folders of a study hold into its results, finished or not.
 
 Means, spread over seeds, intervals (`train.bootstrap`), differences to the baseline, and how many labels an arm saves.
-Called by `supercl study`.
+A run that cannot be compared with the others is left out, with its reason. Called by `supercl study` and
+`supercl report`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ import numpy as np
 from supercl_core import provenance
 from supercl_core.config import as_dict
 from supercl_core.errors import SuperCLError
+from supercl_core.files import read_json
+from supercl_core.locks import hold_in_turn
 from train import runs
 from train.bootstrap import (
+    DIFFERENCE_RULE,
     INTERVAL_RULE,
     LEAST_PATIENTS,
     mean_interval,
     mean_score,
     paired_difference,
+    score_same_cases,
     scores,
 )
+from train.finetuning import SCRATCH
 from train.metrics import MEAN, MISSING_RULE
-from train.study.declaration import CellKey, Labelled, Study
-from train.study.results import Bound, Cell, Results, Row, Saved
+from train.study.declaration import CellKey, Labelled, Status, Study
+from train.study.finished import Finished, provenances, read_finished, unlike
+from train.study.results import Bound, Cell, Results, Row, Saved, damaged, made_by, write_results
 from train.study.runner import Task, tasks_of
 
 _BUDGET_SHOWN: Final = (
@@ -42,20 +49,46 @@ _BUDGET_SHOWN: Final = (
 )
 
 
+def stored_study(out_path: Path) -> Study:
+    """The study that a folder holds, with what was added last. Raises SuperCLError where study.json is damaged."""
+    file = out_path / "study.json"
+    with damaged(file, "Delete this file and run the study again; finished runs are not repeated."):
+        return Study.from_dict(read_json(file, limit_bytes=runs.LARGEST_FILE_BYTES))
+
+
+def update_results(out_path: Path) -> Results:
+    """Gather and write the results of the study that a folder holds, after any other process that does.
+
+    What counts is the declaration in the folder, to which others may have added since this process read its own.
+    """
+    with hold_in_turn(out_path / "results.json"):
+        results = collect(stored_study(out_path), out_path)
+        write_results(results, out_path)
+    return results
+
+
 def collect(study: Study, out_path: Path) -> Results:
     """Gather what the run folders of a study hold by now.
 
-    Raises SuperCLError where a file of a run is damaged, and where runs were not evaluated in the same way.
+    A finished cell counts as failed where a file of it is damaged, and where its cache, cases, precision or evaluation
+    are not those of most cells.
     """
-    tasks = [task for task in tasks_of(study, out_path) if task.cell is not None]
-    cells = {task.cell: _cell(task) for task in tasks if task.cell is not None}
-    evaluations = {
-        key: evaluation
-        for key, cell in cells.items()
-        if cell.status == "finished"
-        and (evaluation := runs.read_evaluation(cell.run_path, study.scored_on)) is not None
-    }
-    _check_alike({cells[key].run_path: evaluation for key, evaluation in evaluations.items()})
+    tasks = {task.cell: task for task in tasks_of(study, out_path) if task.cell is not None}
+    states = {key: task.status() for key, task in tasks.items()}
+    found: dict[CellKey, Finished] = {}
+    left_out: dict[CellKey, str] = {}
+    for key, task in tasks.items():
+        if states[key][0] == "finished":
+            try:
+                found[key] = read_finished(task, study)
+            except SuperCLError as damage:
+                left_out[key] = f"{damage.one_line()} ({damage.where})"
+    left_out |= unlike(found)
+    for key, reason in left_out.items():
+        found.pop(key, None)
+        states[key] = "failed", f"Left out: {reason}"
+    cells = [_cell(task, *states[key], found.get(key)) for key, task in tasks.items()]
+    evaluations = {key: of_cell.evaluation for key, of_cell in found.items()}
     first: dict[str, Any] = next(iter(evaluations.values()), {"class_names": [], "unit": ""})
     class_names = tuple(first["class_names"][1:])
     rows = [
@@ -65,11 +98,10 @@ def collect(study: Study, out_path: Path) -> Results:
         for arm in study.arms
         for row in _rows(study, evaluations, recipe, labelled, arm, class_names)
     ]
-    described = [runs.read_run(cells[key].run_path) for key in evaluations]
-    counts = {key.labelled: run["split"]["labelled"] for key, run in zip(evaluations, described, strict=True)}
+    counts = {key.labelled: of_cell.run["split"]["labelled"] for key, of_cell in found.items()}
     return Results(
         name=study.name,
-        data_set=next((run["cache"]["name"] for run in described), ""),
+        data_set=next((of_cell.run["cache"]["name"] for of_cell in found.values()), ""),
         split=study.split,
         scored_on=study.scored_on,
         folds=study.folds,
@@ -80,47 +112,26 @@ def collect(study: Study, out_path: Path) -> Results:
         seeds=study.seeds,
         class_names=class_names,
         unit=first["unit"],
-        cells=tuple(cells.values()),
+        cells=tuple(cells),
         rows=tuple(rows),
         saved=tuple(_saved(study, rows, counts)),
-        budget=_budget(study, list(cells.values())),
-        provenance=provenance.record(),
-        notes=tuple(_notes(study, list(cells.values()), rows)),
+        budget=_budget(study),
+        provenance={"runs": provenances(found.values()), "results": provenance.record()},
+        notes=tuple(_notes(study, rows, found, cells, left_out)),
     )
 
 
-def _cell(task: Task) -> Cell:
+def _cell(task: Task, status: Status, error: str | None, found: Finished | None) -> Cell:
     assert task.cell is not None
-    status, error = task.status()
     return Cell(
         **vars(task.cell),
         run_path=task.path,
         pretrain_path=None if task.needs is None else task.needs.path,
         status=status,
         error=error,
-        seconds=_seconds(task.path),
-        pretrain_seconds=None if task.needs is None else _seconds(task.needs.path),
+        seconds=found.seconds if found else None,
+        pretrain_seconds=found.pretrain_seconds if found else None,
     )
-
-
-def _seconds(run_path: Path) -> float | None:
-    """What the logged steps of a run took."""
-    logged = [entry["seconds"] for entry in runs.read_metrics(run_path) if "seconds" in entry]
-    return sum(logged) if logged else None
-
-
-def _check_alike(evaluations: Mapping[Path, dict[str, Any]]) -> None:
-    for path, evaluation in evaluations.items():
-        first_path, first = next(iter(evaluations.items()))
-        for key in ("class_names", "unit", "protocol"):
-            if evaluation[key] != first[key]:
-                raise SuperCLError(
-                    "The runs were not evaluated in the same way.",
-                    where=f"{key} of {path}",
-                    expected=f"{first[key]}, as {first_path}",
-                    found=evaluation[key],
-                    next_step="Delete the file of the evaluation that is wrong, and run the study again.",
-                )
 
 
 def _rows(
@@ -143,6 +154,7 @@ def _rows(
     if not of_arm:
         return []
     case_ids = sorted({row["case"] for evaluation in of_arm.values() for row in evaluation["rows"]})
+    same_cases = score_same_cases(list(of_arm.values()))
     common = [seed for seed in of_arm if seed in of_baseline]
     rows = []
     for name in [*class_names, MEAN]:
@@ -159,7 +171,7 @@ def _rows(
                 class_name=name,
                 dsc=mean_score(values) if known else None,
                 sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
-                interval=mean_interval(values, case_ids) if known else None,
+                interval=mean_interval(values, case_ids, same_cases=same_cases) if known else None,
                 **{
                     metric: _mean([summary[metric] for summary in summaries])
                     for metric in ("jc", "hd95", "asd")
@@ -238,15 +250,11 @@ def _saved(study: Study, rows: Sequence[Row], counts: Mapping[Labelled, int]) ->
     return saved
 
 
-def _budget(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
+def _budget(study: Study) -> dict[str, Any]:
     pretrain = as_dict(study.pretrain)
-    seconds = {
-        arm: _mean([cell.pretrain_seconds for cell in cells if cell.arm == arm])
-        for arm, declared in study.arms.items()
-        if declared.pretrain is not None
-    }
+    is_pretrained = any(arm.pretrain is not None for arm in study.arms.values())
     return {
-        "pretrain": {name: pretrain[name] for name in _BUDGET_SHOWN} if seconds else None,
+        "pretrain": {name: pretrain[name] for name in _BUDGET_SHOWN} if is_pretrained else None,
         "finetune": {
             recipe: {
                 str(labelled): {name: as_dict(config)[name] for name in _BUDGET_SHOWN}
@@ -254,33 +262,38 @@ def _budget(study: Study, cells: Sequence[Cell]) -> dict[str, Any]:
             }
             for recipe, by_count in study.recipes.items()
         },
-        "mean_seconds": {
-            "pretrain": seconds,
-            "finetune": {
-                recipe: {
-                    arm: _mean([cell.seconds for cell in cells if (cell.recipe, cell.arm) == (recipe, arm)])
-                    for arm in study.arms
-                }
-                for recipe in study.recipes
-            },
-        },
+        "unknown": [name for name, arm in study.arms.items() if arm.init not in (None, SCRATCH)],
     }
 
 
-def _notes(study: Study, cells: Sequence[Cell], rows: Sequence[Row]) -> list[str]:
-    notes = [INTERVAL_RULE, MISSING_RULE]
-    finished = [cell for cell in cells if cell.status == "finished"]
-    if len(finished) < len(cells):
+def _notes(
+    study: Study,
+    rows: Sequence[Row],
+    found: Mapping[CellKey, Finished],
+    cells: Sequence[Cell],
+    left_out: Mapping[CellKey, str],
+) -> list[str]:
+    notes = [INTERVAL_RULE, DIFFERENCE_RULE, MISSING_RULE]
+    if len(found) < len(cells):
         failed = sum(cell.status == "failed" for cell in cells)
         notes.append(
-            f"Not all cells have results: {len(finished)} of {len(cells)}"
+            f"Not all cells have results: {len(found)} of {len(cells)}"
             + (f", {failed} failed." if failed else ".")
             + " Means are over the seeds that there are, differences over those of both arms."
         )
+        notes += [f"Left out: {key.title()}: {reason}" for key, reason in left_out.items()]
+        if left_out:
+            notes.append("The study repeats what is left out once its folder is deleted.")
     if study.folds is not None:
+        empty = sorted(set(range(study.folds)) - {seed % study.folds for seed in study.seeds})
         notes.append(
-            f"Scored on labelled cases: seed s holds out fold s % {study.folds}, so each case has the score of one "
-            "model a round, and intervals resample patients alone. No label of a test case was read."
+            f"Scored on labelled cases: seed s holds out fold s % {study.folds}. Where seeds hold out different folds, "
+            "intervals resample patients alone. No label of a test case was read."
+            + (
+                f" Folds without a seed, whose cases have no score: {', '.join(map(str, empty))}."
+                if empty
+                else ""
+            )
         )
     elif any(row.num_seeds == 1 for row in rows):
         notes.append(
@@ -288,4 +301,29 @@ def _notes(study: Study, cells: Sequence[Cell], rows: Sequence[Row]) -> list[str
         )
     if any(row.interval is None for row in rows):
         notes.append(f"Below {LEAST_PATIENTS} patients there is no interval.")
-    return notes
+    if unknown := _budget(study)["unknown"]:
+        notes.append(f"Budget of pre-training unknown, as it was made elsewhere: {', '.join(unknown)}.")
+    if seen := sorted(
+        {key.arm for key, of_cell in found.items() if of_cell.run["unlabelled_test_cases_seen"]}
+    ):
+        notes.append(f"Pre-training saw images of test cases, without labels, in: {', '.join(seen)}.")
+    notes += _not_nested(found)
+    return [*notes, made_by(provenances(found.values()))] if found else notes
+
+
+def _not_nested(found: Mapping[CellKey, Finished]) -> list[str]:
+    """A note where more labelled cases are not the fewer ones and others."""
+    cases = {
+        (of_cell.run["split"]["labelled"], key.labelled): {
+            *of_cell.run["cases"]["train"],
+            *of_cell.run["cases"]["validation"],
+        }
+        for key, of_cell in found.items()
+    }
+    apart = [
+        f"{fewer[1]} in {more[1]}"
+        for fewer, more in itertools.pairwise(sorted(cases, key=lambda counts: counts[0]))
+        if not cases[fewer] <= cases[more]
+    ]
+    text = "Not all labelled cases of a count are among those of the next, so curves over the count compare other cases"
+    return [f"{text}: {', '.join(apart)}."] if apart else []

@@ -78,12 +78,12 @@ def study(
     assignments: tuple[str, ...],
     dry_run: bool,
 ) -> None:
-    """Compare ways of pre-training: arms x recipes x labelled counts x seeds, all with equal budgets.
+    """Compare ways of pre-training: arms x recipes x labelled counts x seeds.
 
-    Each arm is pre-trained once a seed on all cases but the test cases, then fine-tuned with every recipe on every
-    labelled count, and scored. OUT gets results.json, results.csv and the folders of all runs, without the checkpoints
-    of finished ones. The same command goes on where an earlier one stopped, tries again what failed, and may add seeds,
-    counts, arms and recipes.
+    Each arm but those with init is pre-trained once a seed on all cases but the test cases, for the same steps. All are
+    then fine-tuned alike, with every recipe on every labelled count, and scored. OUT gets the folders of all runs,
+    without the checkpoints of finished ones, and results.json and results.csv, after a stop too. The same command goes
+    on where an earlier one stopped, tries again what failed, and may add seeds, counts, arms and recipes.
 
     Any number of processes work together that run this command on the same OUT, on one machine (--jobs) or many
     (docs/slurm/study.sbatch): each takes the next run that nobody has.
@@ -95,9 +95,9 @@ def study(
     from rich.console import Console
 
     from supercl_core.cache_reader import open_cache
-    from train.study.collection import collect
+    from train.study.collection import update_results
     from train.study.declaration import read_study
-    from train.study.results import render_results, write_results
+    from train.study.results import render_results
     from train.study.runner import failures, read_splits, run_task, run_workers, start_study, tasks_of, work
 
     declared = read_study(declaration, assignments=assignments)
@@ -111,23 +111,24 @@ def study(
     if added := start_study(declared, out):
         click.echo(f"note: new in this study: {', '.join(added)}", err=True)
     devices = devices or ("auto",)
-    if jobs == 1:
-        work(
-            tasks,
-            lambda task, check: run_task(
-                task, check, study=declared, cache=cache, splits=splits, device=devices[0]
-            ),
-        )
-    else:
-        command = [sys.executable, "-m", "supercl_core.cli", "study", str(declaration), str(out)]
-        command += [argument for value in assignments for argument in ("--set", value)]
-        run_workers(
-            [[*command, "--device", devices[index % len(devices)]] for index in range(jobs)],
-            tasks,
-            logs_path=out / "logs",
-        )
-    results = collect(declared, out)
-    write_results(results, out)
+    try:
+        if jobs == 1:
+            work(
+                tasks,
+                lambda task, check: run_task(
+                    task, check, study=declared, cache=cache, splits=splits, device=devices[0]
+                ),
+            )
+        else:
+            command = [sys.executable, "-m", "supercl_core.cli", "study", str(declaration), str(out)]
+            command += [argument for value in assignments for argument in ("--set", value)]
+            run_workers(
+                [[*command, "--device", devices[index % len(devices)]] for index in range(jobs)],
+                tasks,
+                logs_path=out / "logs",
+            )
+    finally:
+        results = update_results(out)
     Console().print(render_results(results))
     if error := failures(tasks):
         raise error

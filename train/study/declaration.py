@@ -1,8 +1,8 @@
 """What a study is: arms x recipes x labelled counts x seeds, read from a TOML file and checked before anything runs.
 
 Arms differ in where fine-tuning starts: from scratch, from pre-training by some method, or from weights made elsewhere.
-All arms have the same budget: that of [pretrain], and that of the recipe. `train.study.runner` runs the cells,
-`train.study.results` says what came of them.
+All arms are fine-tuned alike, and those pre-trained here take the steps of [pretrain]. `train.study.runner` runs the
+cells, `train.study.collection` gathers what came of them.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Study:
     folds: int | None
     """For scores on validation cases: each seed holds out fold `seed % folds` of the labelled cases."""
     pretrain: PretrainConfig
-    """The budget of pre-training, shared by all arms."""
+    """The budget of pre-training, shared by all arms that are pre-trained here."""
     recipes: Mapping[str, Mapping[Labelled, FinetuneConfig]]
     """The settings of fine-tuning by name and labelled count, but for seed and device."""
     arms: Mapping[str, Arm]
@@ -156,6 +156,34 @@ class Study:
                 for name, arm in self.arms.items()
             },
         }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Study:
+        """The study that `as_dict` gave, after a way through JSON.
+
+        Raises KeyError, TypeError, ValueError, AttributeError or UsageError for any other value.
+        """
+        return cls(
+            **{key: values[key] for key in ("name", "split", "baseline", "scored_on", "folds")},
+            cache=Path(values["cache"]),
+            labelled=tuple(values["labelled"]),
+            seeds=tuple(values["seeds"]),
+            pretrain=from_dict(PretrainConfig, values["pretrain"]),
+            recipes={
+                name: {
+                    "all" if count == "all" else int(count): from_dict(FinetuneConfig, config)
+                    for count, config in by_count.items()
+                }
+                for name, by_count in values["recipes"].items()
+            },
+            arms={
+                name: Arm(
+                    init=arm["init"],
+                    pretrain=arm["pretrain"] and from_dict(PretrainConfig, arm["pretrain"]),
+                )
+                for name, arm in values["arms"].items()
+            },
+        )
 
 
 def read_study(path: Path, *, assignments: Iterable[str] = ()) -> Study:

@@ -9,15 +9,14 @@ import csv
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from supercl_core.errors import SuperCLError
+from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.files import read_json, write_json, write_text
-from supercl_core.locks import hold_in_turn
 from train import runs
 from train.bootstrap import Difference
 from train.comparison import difference_text, number
@@ -28,7 +27,7 @@ from train.study.declaration import Labelled, Status
 if TYPE_CHECKING:
     from rich.console import Group
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Version of results.json."""
 
 
@@ -49,7 +48,7 @@ class Cell:
     error: str | None
     """Why it failed."""
     seconds: float | None
-    """Of its fine-tuning so far, as logged; None before the first logged step."""
+    """Of its fine-tuning, as logged; None before it is finished."""
     pretrain_seconds: float | None
     """Of the pre-training that it starts from, which other cells share."""
 
@@ -66,7 +65,7 @@ class Row:
     dsc: float | None
     """In %, the mean over classes, cases and seeds; None where nothing is defined."""
     sd: float | None
-    """Standard deviation of `dsc` over seeds, in points; None below two seeds."""
+    """Standard deviation of `dsc` over seeds, and thus over their folds, in points; None below two seeds."""
     interval: tuple[float, float] | None
     """95 % interval of `dsc` (`bootstrap.mean_interval`)."""
     jc: float | None
@@ -118,8 +117,10 @@ class Results:
     """Those that have scores: by recipe, count, arm, and class, the mean last."""
     saved: tuple[Saved, ...]
     budget: dict[str, Any]
-    """What every arm gets: settings of pre-training and of each recipe, and the seconds that it took."""
+    """`pretrain` and `finetune`: settings of pre-training here and of each recipe and count; `unknown`: the arms whose
+    weights were made elsewhere."""
     provenance: dict[str, Any]
+    """`runs`: the distinct values of those behind `rows`, by dotted name; `results`: of what gathered them."""
     notes: tuple[str, ...]
     """What a reader has to know, one sentence or a few each."""
 
@@ -128,14 +129,13 @@ class Results:
 
 
 def write_results(results: Results, out_path: Path) -> None:
-    """Write OUT/results.json and OUT/results.csv, one line a row, after any other worker that does."""
+    """Write OUT/results.json and OUT/results.csv, one line a row. Workers do so in turn (`collection`)."""
     values = dataclasses.asdict(results)
     for cell in values["cells"]:
         for name in ("run_path", "pretrain_path"):
             cell[name] = cell[name] and cell[name].relative_to(out_path).as_posix()
-    with hold_in_turn(out_path / "results.json"):
-        write_json(out_path / "results.json", {"format_version": FORMAT_VERSION, **values})
-        write_text(out_path / "results.csv", _csv(results.rows))
+    write_json(out_path / "results.json", {"format_version": FORMAT_VERSION, **values})
+    write_text(out_path / "results.csv", _csv(results.rows))
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -178,7 +178,7 @@ def read_results(out_path: Path) -> Results:
             where=out_path,
             expected="results.json",
             found="none",
-            next_step="Run `supercl study`, which writes it when a worker ends.",
+            next_step="Run `supercl study`, which writes it when a worker ends or is stopped.",
         )
     with damaged(file, "Run the study again, which writes it again."):
         values = read_json(file, limit_bytes=runs.LARGEST_FILE_BYTES)
@@ -206,12 +206,12 @@ def damaged(file: Path, next_step: str) -> Iterator[None]:
     """Turn what goes wrong in reading and checking `file` into a SuperCLError."""
     try:
         yield
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, UsageError) as error:
         raise SuperCLError(
             "A file of the study is damaged.",
             where=file,
             expected="JSON as this version of supercl writes it",
-            found=error,
+            found=error.one_line() if isinstance(error, UsageError) else repr(error)[:300],
             next_step=next_step,
         ) from error
 
@@ -239,8 +239,8 @@ _SHAPE: Final = {
     **{key: [_text] for key in ("arms", "recipes", "class_names", "notes")},
     "labelled": [_labelled],
     "seeds": [count],
-    "budget": {},
-    "provenance": {},
+    "budget": {"pretrain": ({},), "finetune": {None: {None: {}}}, "unknown": [_text]},
+    "provenance": {"runs": {None: [_text]}, "results": {}},
     "cells": [
         {
             **dict.fromkeys(("recipe", "arm", "run_path"), _text),
@@ -285,7 +285,7 @@ def render_results(results: Results) -> Group:
 
     where = "test cases" if results.folds is None else "validation cases"
     notes = [
-        f"DSC in % on {where}, mean over classes, cases and seeds ± sd over seeds. Difference: to "
+        f"DSC in % on {where}, mean over classes, cases and seeds ± sd over {spread(results)}. Difference: to "
         f"{results.baseline}, in points; * where its interval excludes 0. Bold: the best arm.",
         *results.notes,
     ]
@@ -315,6 +315,23 @@ def render_results(results: Results) -> Group:
             style = "bold" if row.dsc is not None and row.dsc == best else None
             table.add_row(*map(Text, cells), style=style, end_section=last)
     return Group(table, Text("\n".join(notes)))
+
+
+def spread(results: Results) -> str:
+    """What the standard deviations are over."""
+    return "seeds" if results.folds is None else "seeds and their folds"
+
+
+def made_by(known: Mapping[str, Sequence[str]]) -> str:
+    """The commits and versions of `Results.provenance["runs"]` in a sentence; those that runs do not name are left out.
+
+    Example:
+        Runs made with commit 3f2a9c1 and 77b0d1e+changes, supercl 0.3.0, torch 2.13.0.
+    """
+    commits = [commit[:7] + commit[40:] for commit in known.get("commit", ())]
+    parts = {"commit": commits, **{name: known.get(f"versions.{name}") for name in ("supercl", "torch")}}
+    named = ", ".join(f"{name} {' and '.join(values)}" for name, values in parts.items() if values)
+    return f"Runs made with {named or 'a version that they do not name'}."
 
 
 def mean_text(row: Row) -> str:

@@ -14,6 +14,7 @@ others take over when its holder is dead, so there is nothing to set up and noth
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -40,7 +41,7 @@ from supercl_core.errors import (
 from supercl_core.files import read_json, write_json
 from supercl_core.locks import check_lock, hold, hold_in_turn, lock_path
 from supercl_core.progress import Advance, progress
-from supercl_core.splits import Split, fold_numbers, read_split
+from supercl_core.splits import Split, fold_numbers, read_split, some_of
 from train import runs
 from train.evaluate import evaluate
 from train.finetuning import finetune
@@ -52,6 +53,9 @@ from train.study.declaration import CellKey, Labelled, Status, Study, pretrain_p
 
 FORMAT_VERSION: Final = 1
 """Version of study.json."""
+
+_STOPPING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EPIPE}
+"""What the system says where no other run could go on either."""
 
 LOOK_S: Final = 5.0
 """Seconds from one look for something to do to the next, for a worker that waits for others."""
@@ -140,7 +144,10 @@ def tasks_of(study: Study, out_path: Path) -> list[Task]:
 
 
 def read_splits(study: Study, cache: Cache) -> dict[Labelled, Split]:
-    """The split of every labelled count. Raises UsageError where one makes no sense, or has too few cases for folds."""
+    """The split of every labelled count.
+
+    Raises UsageError where one makes no sense, has too few cases for folds, or no test case that can be scored.
+    """
     ids = [row.id for row in cache.rows]
     splits = {
         count: read_split(study.split, ids, data_set=cache.name, num_labelled=count, rows=cache.rows)
@@ -149,6 +156,18 @@ def read_splits(study: Study, cache: Cache) -> dict[Labelled, Split]:
     if study.folds is not None:
         for split in splits.values():
             fold_numbers(split.labelled, cache.rows, num_folds=study.folds)
+        return splits
+    with_truth = {row.id for row in cache.rows if row.has_ground_truth}
+    for split in splits.values():
+        without = [case_id for case_id in split.test if case_id not in with_truth]
+        if without or not split.test:
+            raise UsageError(
+                "The study cannot be scored on the test cases of the split.",
+                where=study.split,
+                expected="test cases, each with a label map",
+                found=f"no label map of {some_of(without)}" if without else "an empty test list",
+                next_step="Mend the test list, or declare scored_on = 'validation'.",
+            )
     return splits
 
 
@@ -158,7 +177,8 @@ def read_splits(study: Study, cache: Cache) -> dict[Labelled, Split]:
 def start_study(study: Study, out_path: Path) -> list[str]:
     """Create the folder of a study, or find that it holds a part of the same one; return what is new in it.
 
-    Seeds, counts, arms and recipes may be added. Raises UsageError where it holds another study; what differs is named.
+    Seeds, counts, arms and recipes may be added, and the baseline changed, on which no run depends. Raises UsageError
+    where it holds another study; what differs is named.
     """
     file = out_path / "study.json"
     wanted = {"format_version": FORMAT_VERSION, **study.as_dict()}
@@ -176,33 +196,34 @@ def start_study(study: Study, out_path: Path) -> list[str]:
                 next_step="Delete this file; the runs beside it are kept where the declaration is the same.",
             ) from error
         now = _flat(wanted)
-        # Every run makes sure that the cache has the content that it knows, wherever it lies.
-        changed = [key for key in stored if key not in ("cache", "name") and now.get(key) != stored[key]]
+        # Runs keep what they know of the cache, wherever it lies: `train.study.collection` compares that.
+        free = {("cache",), ("name",), ("baseline",)}
+        changed = [key for key in stored if key not in free and now.get(key) != stored[key]]
         if changed:
             raise UsageError(
                 "The folder holds another study.",
                 where=out_path,
                 expected="the declaration of that study; seeds, labelled counts, arms and recipes may be added",
                 found="; ".join(
-                    f"{key}: {stored[key]!r} there, {now.get(key)!r} here" for key in changed[:5]
+                    f"{'.'.join(key)}: {stored[key]!r} there, {now.get(key)!r} here" for key in changed[:5]
                 ),
                 next_step="Name another folder for the new study, or declare what the old one had.",
             )
         write_json(file, wanted)
-        names, known = ({".".join(key.split(".")[:2]) for key in keys} for keys in (now, stored))
+        names, known = ({".".join(key[:2]) for key in keys} for keys in (now, stored))
         return sorted(names - known)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; a list of counts or seeds as a key for each of them, so that some may be added."""
-    flat: dict[str, Any] = {}
+def _flat(value: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Values by all their keys; a list of counts or seeds as a key for each of them, so that some may be added."""
+    flat: dict[tuple[str, ...], Any] = {}
     for key, item in value.items():
         if isinstance(item, dict):
-            flat |= _flat(item, f"{prefix}{key}.")
+            flat |= _flat(item, (*prefix, key))
         elif not prefix and isinstance(item, list):
-            flat |= {f"{key}.{entry}": True for entry in item}
+            flat |= {(key, str(entry)): True for entry in item}
         else:
-            flat[prefix + key] = item
+            flat[*prefix, key] = item
     return flat
 
 
@@ -213,8 +234,8 @@ def work(tasks: Sequence[Task], perform: Perform, *, look_s: float = LOOK_S) -> 
     """Do what is to be done and nobody else does, until all tasks are finished or have failed.
 
     A task that fails is recorded and left; one that had failed before this call is tried again, by the first worker
-    that comes to it. Raises PreemptedError when the process is told to stop, StorageError and OSError where no other
-    task could go on.
+    that comes to it. Raises PreemptedError when the process is told to stop, StorageError, or OSError for a full disk
+    and the like, where no other task could go on.
     """
     before = {task.path: _stamp(task) for task in tasks}
 
@@ -264,13 +285,14 @@ def run_task(
     splits: Mapping[Labelled, Split],
     device: str,
 ) -> None:
-    """Pre-train, or fine-tune and score, and drop the checkpoints. `check`: see `Perform`."""
+    """Pre-train, or fine-tune and score, without keeping checkpoints. `check`: see `Perform`."""
     if task.cell is None:
         declared = study.arms[task.arm].pretrain
         assert declared is not None
         config = dataclasses.replace(declared, seed=task.seed, device=device)
         [test] = {split.test for split in splits.values()}
         pretrain(cache, task.path, config=config, excluded=test)
+        _drop_checkpoints(task, check)
     else:
         init = study.arms[task.arm].init or str(task.needs and task.needs.path)
         finetune(
@@ -280,17 +302,23 @@ def run_task(
             init=init,
             config=study.finetune_config(task.cell, device=device),
         )
-        check()
-        evaluate(task.path, cache, device_name=device, part=study.scored_on)
+        # Before the evaluation: with it the task is finished, and nobody comes back for them.
+        _drop_checkpoints(task, check)
+        evaluate(task.path, cache, device_name=device, part=study.scored_on, check=check)
+
+
+def _drop_checkpoints(task: Task, check: Callable[[], None]) -> None:
+    """Remove what a finished run needs no more: a study has many runs."""
     check()
-    # A finished run needs them no more, and a study has many runs.
     shutil.rmtree(task.path / "checkpoints", ignore_errors=True)
 
 
 def failures(tasks: Sequence[Task]) -> CasesFailedError | None:
-    """The error that lists the tasks which failed; None without any."""
+    """The error that lists the tasks which `work` left unfinished; None without any."""
     failed = [
-        (task.title, error) for task in tasks for status, error in [task.status()] if status == "failed"
+        (task.title, task.failure() or "another worker tries it again")
+        for task in tasks
+        if not task.is_finished()
     ]
     if not failed:
         return None
@@ -327,9 +355,11 @@ def _do(
     task.failure_path.unlink(missing_ok=True)
     try:
         perform(task, check)
-    except (PreemptedError, StorageError, OSError):
+    except (PreemptedError, StorageError):
         raise
     except Exception as error:  # whatever it is, it must not stop the other cells
+        if isinstance(error, OSError) and error.errno in _STOPPING:
+            raise
         try:
             check_lock(task.path, token)
         except CacheError as lost:

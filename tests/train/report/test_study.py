@@ -1,6 +1,7 @@
 """The report of a fabricated study over a small real cache: what it says of results, and how wide it gets."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -41,10 +42,10 @@ SHIFTS = {"scratch": {2: 9, 8: 1}, "theirs": {2: 6, 8: 2}, "ours": {2: 3, 8: 1}}
 """By how many columns the segmentations of an arm and count are off."""
 
 
-def fabricate(folder, *, waiting=(), failed=None, assignments=()):
+def fabricate(folder, *, waiting=(), failed=None, assignments=(), declaration=DECLARATION):
     """The folder of a study whose cells are finished, but for those that are `waiting` or have `failed`."""
     write_cache(folder / "phantom.zarr", with_truth=True)
-    (folder / "study.toml").write_text(DECLARATION)
+    (folder / "study.toml").write_text(declaration)
     study, out = read_study(folder / "study.toml", assignments=assignments), folder / "out"
     start_study(study, out)
     for arm, declared in study.arms.items():
@@ -115,8 +116,9 @@ def test_the_page_holds_the_numbers_of_the_results(page_path, study_path):
             assert f"{key} {few:.1f}, {more:.1f}" in curves
     assert len(results.saved) == 2 * 2 * 2
     for one in results.saved:
-        needed = f"{one.baseline_labels:.3g} ({one.baseline_labels / one.labelled:.1f} ×)"
-        assert f"{one.bound} {needed}".strip() in text
+        needed = f"{one.bound} {one.baseline_labels:.3g}".strip()
+        factor = f" ({one.baseline_labels / one.labelled:.1f} ×)" if one.bound != "at most" else ""
+        assert needed + factor in text
     for note in results.notes:
         assert note in text
 
@@ -127,9 +129,9 @@ def test_the_answer_follows_the_results(page_path, study_path):
     few = rows["strong", 2, "ours", "mean"].difference
     assert few.interval[0] > 0
     answer = (
-        "Recipe strong. Of the 2 other arms, ours has the highest mean DSC: with 2 labelled it lies "
-        f"{few.mean:.1f} points above scratch (95 % interval {few.interval[0]:+.1f} to {few.interval[1]:+.1f}); with 8 "
-        "labelled it cannot be told apart from scratch (+0.0, 95 % interval +0.0 to +0.0)."
+        "Recipe strong. Of the 2 other arms, ours has the highest mean DSC over 2 and 8 labelled: with 2 labelled it "
+        f"lies {few.mean:.1f} points above scratch (95 % interval {few.interval[0]:+.1f} to {few.interval[1]:+.1f}); "
+        "with 8 labelled it cannot be told apart from scratch (+0.0, 95 % interval +0.0 to +0.0)."
     )
     assert answer in text
 
@@ -168,7 +170,54 @@ def test_the_page_says_what_a_reader_must_know(page_path):
     ):
         assert content in text
     assert "Cells that are not finished" not in text
-    assert "log_every" not in text  # alike in all arms
+
+
+def test_settings_that_do_not_differ_are_shown_too_and_those_that_do_are_marked(page_path):
+    source = read_page(page_path).source
+    for name, marked in ("log_every", False), ("ilcp_stride", True):
+        assert (f'<tr class="differs"><th scope="row">{name}</th>' in source) is marked
+        assert f'<th scope="row">{name}</th>' in source
+
+
+def test_the_page_tells_of_weights_made_elsewhere_though_no_setting_differs(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    declaration = re.sub(r"\[arms\.theirs\](.|\n)*", '[arms.theirs]\ninit = "weights.pth"\n', DECLARATION)
+    out = fabricate(tmp_path, declaration=declaration, assignments=["labelled=[2]", "seeds=[0]"])
+    text = read_page(write_report([out], tmp_path / "study.html")).text
+    assert (
+        f"theirs is not pre-trained here. It starts from {tmp_path / 'weights.pth'}, by a budget that" in text
+    )
+    assert "Budget of pre-training unknown, as it was made elsewhere: theirs." in text
+    assert "equal budgets" not in text
+
+
+def test_arms_of_other_seeds_are_not_ranked(tmp_path):
+    """The second seed is harder: who lacks it would win."""
+    missing = [CellKey(recipe=recipe, arm="ours", labelled=8, seed=1) for recipe in ("strong", "published")]
+    text = read_page(write_report([fabricate(tmp_path, waiting=missing)], tmp_path / "study.html")).text
+    assert "highest mean DSC over 2 labelled: with 2 labelled it" in text
+    assert "with 8 labelled it" not in text
+
+
+def test_saved_labels_say_neither_a_factor_of_a_bound_nor_what_is_within_chance(page_path, study_path):
+    text = read_page(page_path).text
+    results = read_results(study_path)
+    assert {"", "at most", "at least"} & {one.bound for one in results.saved}
+    for one in results.saved:
+        if one.bound == "at most":
+            assert f"at most {one.baseline_labels:.3g} (" not in text
+    clear = {
+        (row.recipe, row.arm, row.labelled): row.difference.is_clear
+        for row in results.rows
+        if row.class_name == "mean" and row.difference
+    }
+    assert False in clear.values()
+    assert True in clear.values()
+    assert text.count(", not told apart") == list(clear.values()).count(False)
+
+
+def test_pictures_of_a_study_on_validation_cases_do_not_speak_of_test_cases(page_path):
+    assert not [alt for alt in read_page(page_path).alts if "test cases" in alt]
 
 
 def test_cases_are_ranked_by_the_mean_over_seeds(page_path, study_path):
@@ -212,7 +261,7 @@ def test_an_unfinished_study_is_shown_with_what_it_has(tmp_path):
     page = read_page(write_report([out], tmp_path / "study.html"))
     assert "1 is finished, 22 are waiting, 1 is failed." in page.text
     assert "strong 8 B theirs 1 failed The loss is not finite." in page.text
-    assert "No labelled count has scores of all arms yet." in page.text
+    assert "No labelled count has scores of all arms with the same seeds yet." in page.text
     assert sum("Box plot" in alt for alt in page.alts) == 1
     assert "Segmentations" not in page.text
 

@@ -170,6 +170,9 @@ def test_a_stop_in_the_middle_changes_nothing_in_the_results(declaration, tmp_pa
     assert outcome.code == 5, outcome.err
     assert len(read_metrics(run_path(stopped))) > 0
     assert read_run(run_path(stopped))["status"] == "running"
+    # What is there by then is in the results, and nothing of it on the terminal.
+    assert [cell.status for cell in read_results(stopped).cells] == ["finished", "waiting"]
+    assert {row.arm for row in read_results(stopped).rows} == {"scratch"}
     assert supercl("study", declaration, stopped, *options).code == 0
     assert_same_weights(run_path(whole), run_path(stopped))
     assert scores(whole) == scores(stopped)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
 import pytest
 
 from supercl_core.errors import UsageError
-from train.study.declaration import BUDGET, CellKey, read_study
+from train.study.declaration import BUDGET, CellKey, Study, read_study
 
 STUDY = """
 cache = "data/heart.zarr"
@@ -61,6 +62,12 @@ def test_paths_are_relative_to_the_file(file, tmp_path, monkeypatch):
     assert study.split == str(tmp_path / "splits.json:Heart")
     assert study.arms["foreign"].init == str(tmp_path / "weights.pth")
     assert read_study(file, assignments=["cache=mine.zarr"]).cache == elsewhere / "mine.zarr"
+
+
+def test_a_study_comes_back_from_its_plain_values(file):
+    for settings in [], ["scored_on=validation", "recipes.strong.augment.p_blur=0.5"]:
+        study = read_study(file, assignments=settings)
+        assert Study.from_dict(json.loads(json.dumps(study.as_dict()))) == study
 
 
 def test_cells_are_all_combinations_seed_by_seed(file, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import signal
@@ -11,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_caches import write_noise
@@ -19,6 +22,7 @@ from made_runs import write_run
 from supercl_core.cache_reader import open_cache
 from supercl_core.errors import CasesFailedError, PreemptedError, StorageError, SuperCLError, UsageError
 from supercl_core.locks import hold, lock_path
+from train.study import runner
 from train.study.declaration import read_study
 from train.study.runner import failures, read_splits, run_workers, start_study, tasks_of, work
 
@@ -185,15 +189,51 @@ def test_an_error_of_any_kind_is_recorded(tasks, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_the_worker(tasks):
-    with pytest.raises(StorageError):
-        work(
-            tasks,
-            Fake(
-                fails=[tasks[1].title], error=StorageError("The disk is full.", next_step="Free some space")
-            ),
-        )
+@pytest.mark.parametrize(
+    "error",
+    [StorageError("The disk is full.", next_step="Free some space"), OSError(errno.ENOSPC, "No space left")],
+)
+def test_a_full_disk_ends_the_worker(tasks, error):
+    with pytest.raises(type(error)):
+        work(tasks, Fake(fails=[tasks[1].title], error=error))
     assert states(tasks) == {"finished": 1, "waiting": 9}
+
+
+def test_a_file_that_one_run_lacks_does_not_end_the_worker(tasks):
+    work(tasks, Fake(fails=[tasks[-1].title], error=FileNotFoundError(errno.ENOENT, "No such file")))
+    assert states(tasks) == {"finished": 9, "failed": 1}
+    assert "FileNotFoundError" in str(failures(tasks))
+
+
+def test_a_failed_run_that_another_worker_tries_again_is_no_success(tasks):
+    work(tasks, Fake(fails=[tasks[-1].title]))
+    tasks[-1].failure_path.unlink()  # as who tries it again does
+    with hold(tasks[-1].path):
+        assert failures(tasks).found.strip() == f"{tasks[-1].title}: another worker tries it again"
+
+
+def test_no_checkpoints_are_left_by_a_worker_killed_while_it_evaluates(declaration, tasks, monkeypatch):
+    def killed(run_path, cache, *, check, **_):
+        assert not (run_path / "checkpoints").exists()
+        check()  # a stop is noticed between cases
+        raise KeyboardInterrupt
+
+    def trained(cache, run_path, **_):
+        (run_path / "checkpoints").mkdir(parents=True)
+
+    monkeypatch.setattr(runner, "finetune", trained)
+    monkeypatch.setattr(runner, "evaluate", killed)
+    checked = []
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_task(
+            tasks[1],
+            lambda: checked.append(True),
+            study=read_study(declaration),
+            cache=None,
+            splits={1: None},
+            device="cpu",
+        )
+    assert len(checked) == 2
 
 
 def test_being_told_to_stop_ends_between_the_parts_of_a_task(tasks):
@@ -277,13 +317,13 @@ def test_being_told_to_stop_is_passed_on(tasks, tmp_path):
 
 def test_a_changed_declaration_is_refused_and_what_differs_is_named(declaration, out):
     assert start_study(read_study(declaration), out) == []
-    assert start_study(read_study(declaration, assignments=["cache=elsewhere.zarr"]), out) == []
+    for free in ("cache=elsewhere.zarr", "baseline=simclr"):
+        assert start_study(read_study(declaration, assignments=[free]), out) == []
     for assignment, named in (
         ("recipes.strong.lr=0.5", "recipes.strong.1.lr: 0.001 there, 0.5 here"),
         ("arms.simclr.temperature=0.5", "arms.simclr.pretrain.temperature: 0.1 there, 0.5 here"),
         ("seeds=[0]", "seeds.1: True there, None here"),
         ("labelled=[1]", "labelled.2: True there, None here"),
-        ("baseline=simclr", "baseline: 'scratch' there, 'simclr' here"),
     ):
         with pytest.raises(UsageError, match="holds another study") as caught:
             start_study(read_study(declaration, assignments=[assignment]), out)
@@ -306,6 +346,13 @@ def test_seeds_counts_arms_and_recipes_may_be_added(declaration, out):
     assert start_study(read_study(declaration, assignments=more), out) == []
 
 
+def test_an_arm_whose_name_begins_with_that_of_another_is_another_arm(declaration, out):
+    for added, text in ("arms.pcl.2", '[arms."pcl.2"]\n'), ("arms.pcl.3", '[arms."pcl.3"]\n'):
+        assert start_study(read_study(declaration), out) == []
+        declaration.write_text(declaration.read_text() + text + 'preset = "pcl"\n')
+        assert start_study(read_study(declaration), out) == [added]
+
+
 def test_splits_are_checked_before_anything_runs(declaration, tmp_path):
     cache = open_cache(
         write_noise(tmp_path / "noise.zarr", {name: index for index, name in enumerate("abcd")})
@@ -319,6 +366,13 @@ def test_splits_are_checked_before_anything_runs(declaration, tmp_path):
         2: ("a", "b"),
         "all": ("a", "b", "c"),
     }
+    rows = [dataclasses.replace(row, has_ground_truth=row.id != "d") for row in cache.rows]
+    unlabelled = SimpleNamespace(name=cache.name, rows=rows)
+    for test, found in ([], "empty test list"), (["c", "d"], "no label map of d"):
+        (tmp_path / "bad.json").write_text(json.dumps({"labelled": {"1": ["a"]}, "test": test}))
+        declared = read_study(declaration, assignments=["labelled=[1]", f"split={tmp_path / 'bad.json'}"])
+        with pytest.raises(UsageError, match=f"cannot be scored(.|\n)*{found}"):
+            read_splits(declared, unlabelled)
     with pytest.raises(UsageError, match="no 9 labelled"):
         read_splits(read_study(declaration, assignments=["labelled=[9]"]), cache)
     with pytest.raises(UsageError, match="into 3 folds"):

@@ -1,0 +1,55 @@
+"""The tables of docs/results.md from a study of runs written by hand."""
+
+from __future__ import annotations
+
+import json
+
+from made_runs import write_run
+
+from benchmarks.results import lines
+from train.study.collection import collect
+from train.study.declaration import read_study
+
+STUDY = """
+cache = "a.zarr"
+split = "split.json"
+labelled = [2, 8]
+seeds = [0, 1]
+[recipes.strong]
+steps = 40
+[arms.scratch]
+init = "scratch"
+[arms.foreign]
+init = "weights.pth"
+"""
+
+
+def test_a_table_says_whose_commit_budget_time_and_seeds_its_numbers_have(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "small.toml").write_text(STUDY)
+    study, out = read_study(tmp_path / "small.toml"), tmp_path / "out"
+    dsc = {("scratch", 2): 0.5, ("foreign", 2): 0.7, ("scratch", 8): 0.6, ("foreign", 8): 0.6}
+    for cell in study.cells():
+        if (cell.arm, cell.labelled, cell.seed) == ("foreign", 8, 1):
+            continue
+        path, value = cell.path(out), dsc[cell.arm, cell.labelled]
+        write_run(path, {f"case_{n}": (value, value) for n in range(5)}, labelled=cell.labelled)
+        (path / "metrics.jsonl").write_text(json.dumps({"step": 40, "seconds": 30.0 + cell.labelled}) + "\n")
+        run = json.loads((path / "run.json").read_text())
+        run["provenance"] = {"commit": "c" * 40, "versions": {"supercl": "0.7", "torch": "2.1"}}
+        (path / "run.json").write_text(json.dumps(run))
+    text = lines(collect(study, out))
+    assert text[0].startswith(
+        "7 of 8 cells, seeds 0, 1, scored on test cases. Budgets: `strong`, for all arms: 40 steps"
+    )
+    assert "32 to 38 s a run; unknown pre-training made elsewhere: foreign." in text[0]
+    assert text[0].endswith("Runs made with commit ccccccc, supercl 0.7, torch 2.1.")
+    assert len({line.count("|") for line in text[2:]}) == 1
+    assert [line.split(" | ")[2:4] for line in text[4:]] == [
+        ["scratch", "2"],
+        ["foreign", "2"],
+        ["scratch", "2"],
+        ["foreign", "1"],
+    ]
+    assert text[5].endswith("| +20.0 [+20.0, +20.0]* | 3.50 | 0/20 | at least 8 |")
+    assert text[7].endswith("| 8 (not told apart) |")
