@@ -168,6 +168,27 @@ port = 8786
     return Prepared(target=target, seeds=[seed], mutate=[mutations.mutate_text])
 
 
+def _study(world: World) -> Prepared:
+    from train.study.declaration import Study, read_study
+
+    file = world.scratch / "study.toml"
+
+    def target(data: bytes) -> None:
+        file.write_bytes(data[1:])
+        study = read_study(file)
+        expect(Study.from_dict(study.as_dict()) == study, "a study that changes on its way through JSON")
+        for cell in study.cells():
+            expect(
+                cell.path(world.scratch).is_relative_to(world.scratch), "a run outside of the study's folder"
+            )
+            study.finetune_config(cell, device="cpu")
+
+    seeds = [
+        b"\0" + file.read_bytes() for file in sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
+    ]
+    return Prepared(target=target, seeds=seeds, mutate=[mutations.mutate_text])
+
+
 def _split(world: World) -> Prepared:
     from supercl_core.splits import read_split
 
@@ -502,6 +523,7 @@ PARSERS: dict[str, Callable[[World], Prepared]] = {
     "settings": _settings,
     "slurm": _slurm,
     "split": _split,
+    "study": _study,
     "data_set": _data_set,
     "run": _run,
     "weights": _weights,

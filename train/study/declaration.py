@@ -29,6 +29,9 @@ Status = Literal["finished", "running", "waiting", "failed"]
 
 DEFAULT_FOLDS: Final = 3
 
+_SHOWN: Final = 200
+"""Characters of a wrong name or value in a message."""
+
 BUDGET: Final = (
     "steps",
     "epochs",
@@ -220,8 +223,8 @@ def read_study(path: Path, *, assignments: Iterable[str] = ()) -> Study:
         raise UsageError(
             "The baseline is no arm of the study.",
             where=path,
-            expected=f"one of {', '.join(arms)}",
-            found=declared.baseline,
+            expected=f"one of {', '.join(arms)}"[:_SHOWN],
+            found=declared.baseline[:_SHOWN],
             next_step="Name one of the arms: baseline = NAME",
         )
     return Study(
@@ -293,7 +296,7 @@ def _labelled(declared: list[Any]) -> tuple[Labelled, ...]:
         raise UsageError(
             "The labelled counts make no sense.",
             expected='different counts from 1 on, or "all"',
-            found=str(declared)[:200],
+            found=str(declared)[:_SHOWN],
             next_step='Write labelled = [3, 21, "all"], say.',
         )
     return tuple(declared)
@@ -310,7 +313,7 @@ def _each(
                 raise UsageError(
                     f"[{kind}] holds what is none of its tables.",
                     expected=f"tables [{kind}.NAME], NAME of letters, digits and . _ + -",
-                    found=f"{name} = {table}"[:200],
+                    found=f"{name} = {table}"[:_SHOWN],
                     next_step="Give it a name that a folder can have.",
                 )
             found[name] = read(table)
@@ -325,16 +328,16 @@ def _arm(table: dict[str, Any], budget: Mapping[str, Any], folder: Path) -> Arm:
             raise UsageError(
                 "An arm either starts from what is there or is pre-trained.",
                 expected=f"init = {SCRATCH!r}, or the path of weights, and nothing beside it",
-                found=", ".join(map(str, table)),
+                found=", ".join(map(str, table))[:_SHOWN],
                 next_step="Remove init, or what stands beside it.",
             )
         if init != SCRATCH:
             init = str(folder / init)
-            if not Path(init).exists():
+            if not _exists(init):
                 raise UsageError(
                     "There are no such weights.",
                     expected=f"a run, a file of weights, or {SCRATCH!r}",
-                    found=init,
+                    found=init[:_SHOWN],
                     next_step="Check the path; it is relative to the folder of the study's file.",
                 )
         return Arm(init=init, pretrain=None)
@@ -355,7 +358,7 @@ def _recipe(
         raise UsageError(
             "The recipe has settings for labelled counts that the study has not.",
             expected=f"tables for some of {', '.join(map(str, labelled))}",
-            found=", ".join(map(str, unknown)),
+            found=", ".join(map(str, unknown))[:_SHOWN],
             next_step="Remove them, or add the count to `labelled`.",
         )
     network = {name: budget[name] for name in NETWORK if name in budget}
@@ -375,12 +378,19 @@ def _preset(presets: Mapping[str, Mapping[str, Any]], name: object) -> Mapping[s
         return {}
     if not isinstance(name, str) or name not in presets:
         raise UsageError(
-            f"There is no preset {name!r}.",
+            f"There is no preset {str(name)[:_SHOWN]!r}.",
             expected=", ".join(sorted(presets)),
-            found=name,
+            found=str(name)[:_SHOWN],
             next_step="Name one of the presets, or leave it out.",
         )
     return presets[name]
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that is too long for the system, or has a byte that no path has
+        return False
 
 
 def _refuse(settings: Mapping[str, Any], elsewhere: Mapping[str, str]) -> None:
@@ -412,7 +422,7 @@ def _in(path: Path, table: str = "") -> Iterator[None]:
     except UsageError as error:
         raise UsageError(
             error.what,
-            where=f"{path} [{table}]" if table else path,
+            where=f"{path} [{table[:_SHOWN]}]" if table else path,
             expected=error.expected,
             found=error.found,
             next_step=error.next_step,
