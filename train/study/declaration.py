@@ -378,7 +378,7 @@ def _preset(presets: Mapping[str, Mapping[str, Any]], name: object) -> Mapping[s
         return {}
     if not isinstance(name, str) or name not in presets:
         raise UsageError(
-            f"There is no preset {str(name)[:_SHOWN]!r}.",
+            f"There is no preset {repr(name)[:_SHOWN]}.",
             expected=", ".join(sorted(presets)),
             found=str(name)[:_SHOWN],
             next_step="Name one of the presets, or leave it out.",
