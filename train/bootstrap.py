@@ -26,16 +26,14 @@ SEED: Final = 0
 """Of the resampling, so that the same scores give the same interval."""
 
 INTERVAL_RULE: Final = (
-    f"95 % intervals: {NUM_RESAMPLES:,} bootstrap resamples, of patients, and of seeds where several score the same "
-    "cases, with all cases of a patient together, widened by Student's t for small numbers. They cover other patients "
-    "of the same source and other seeds, but no other choice of labelled cases, scanner or setting."
+    f"95 % intervals: {NUM_RESAMPLES:,} bootstrap resamples of patients, and of seeds that score the same cases, "
+    "widened by Student's t. They know nothing of other labelled cases, scanners or settings."
 )
 """What an interval is and is not, for whoever reads a table."""
 
 DIFFERENCE_RULE: Final = (
-    "Differences are between the same case, class and seed. Where a structure is absent, and one side rightly leaves "
-    "it empty while the other does not, they count 100 against 0; means leave out the 100. Intervals are not corrected "
-    "for their number: among n where nothing differs, about n/20 leave out 0 by chance."
+    "Differences pair case, class and seed; a structure that the truth lacks counts 100 where it is left empty and 0 "
+    "where it is not. Intervals are not corrected for their number: one in twenty leaves out 0 by chance."
 )
 """What a difference is, for whoever reads a table."""
 
