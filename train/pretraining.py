@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from supercl_core.cache_reader import Cache
 from supercl_core.config import as_dict
@@ -176,6 +177,8 @@ class PretrainLosses:
     def __call__(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Of `loss_ins`, `loss_intra` and `loss_inter` those of a weight above 0, and their weighted sum `loss`.
 
+        Besides, where the encoder sees whole slices, `similarity`: the mean cosine similarity of the instance
+        embeddings that are contrasted. At 1 all slices look alike to the encoder, and nothing is left to learn from.
         `generator`: in the same state on all ranks.
         """
         config = self.config
@@ -187,19 +190,24 @@ class PretrainLosses:
         )
         num_views = 2 * (config.uses_local + config.uses_whole)
         output = self.network(local, whole, passes=num_views if config.batch_statistics == "each_view" else 1)
+        instances = None if output.instance is None else self._gathered(output.instance)
         terms = {}
         if config.uses_ins:
-            terms["loss_ins"] = self.loss_ins(output, batch)
+            assert instances is not None
+            terms["loss_ins"] = self.loss_ins(instances, batch)
         if config.uses_intra:
             terms["loss_intra"] = self.loss_intra(output, batch)
         if config.uses_inter:
-            terms["loss_inter"] = self.loss_inter(output, batch)
+            assert instances is not None
+            terms["loss_inter"] = self.loss_inter(instances, batch, output.features)
         weights = dict(zip(LOSS_TERMS, config.weights, strict=True))
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        if instances is not None:
+            terms["similarity"] = normalize(instances.detach(), dim=1).mean(dim=0).square().sum()
         return {"loss": total, **terms}
 
-    def loss_ins(self, output: PretrainOutput, batch: Batch) -> Tensor:
-        """L_ins of the instance embeddings of x3 and x4."""
+    def loss_ins(self, instances: Tensor, batch: Batch) -> Tensor:
+        """L_ins of the instance embeddings of x3 and x4, over all ranks that are contrasted (2B, 512)."""
         config = self.config
         pairs = instance_positives(
             self._gather(batch.positions_B),
@@ -207,7 +215,7 @@ class PretrainLosses:
             rule=config.instance_rule,
             num_partitions=config.num_partitions,
         )
-        return supervised_contrastive(self._instances(output), pairs, temperature=config.temperature)
+        return supervised_contrastive(instances, pairs, temperature=config.temperature)
 
     def loss_intra(self, output: PretrainOutput, batch: Batch) -> Tensor:
         """L_intra (ILCP) of the pixel embeddings of x1 and x2."""
@@ -222,10 +230,10 @@ class PretrainLosses:
         # Slices have no part in each other's pairs, so nothing is gathered: a rank's mean counts by its slices.
         return loss * distributed.share((labels >= 0).any(dim=1).sum())
 
-    def loss_inter(self, output: PretrainOutput, batch: Batch) -> Tensor:
-        """L_inter (IGCP) of the instance embeddings of x3 and x4."""
-        pairs = self.inter_positives(batch, output.features)
-        return supervised_contrastive(self._instances(output), pairs, temperature=self.config.temperature)
+    def loss_inter(self, instances: Tensor, batch: Batch, features: Tensor | None) -> Tensor:
+        """L_inter (IGCP) of the instance embeddings of x3 and x4; `features` as for `inter_positives`."""
+        pairs = self.inter_positives(batch, features)
+        return supervised_contrastive(instances, pairs, temperature=self.config.temperature)
 
     def inter_positives(self, batch: Batch, features: Tensor | None) -> Tensor:
         """The positives of L_inter over all ranks, bool (2B, 2B).
@@ -249,10 +257,10 @@ class PretrainLosses:
             view_pairs=self.config.view_pairs,
         )
 
-    def _instances(self, output: PretrainOutput) -> Tensor:
-        assert output.instance is not None
+    def _gathered(self, instances: Tensor) -> Tensor:
+        """The embeddings of x3, then of x4, of all ranks that are contrasted."""
         # At least float32: gradients are summed over ranks in the precision in which embeddings were gathered.
-        instances = output.instance.to(torch.promote_types(output.instance.dtype, torch.float32))
+        instances = instances.to(torch.promote_types(instances.dtype, torch.float32))
         return torch.cat([self._gather(view) for view in instances.chunk(2)])
 
     def _gather(self, tensor: Tensor) -> Tensor:

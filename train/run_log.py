@@ -15,6 +15,9 @@ from train.runs import forget_metrics_after
 MUCH_WAITING: Final = 0.1
 """Share of the time that waits for data from which on a run says what to do about it."""
 
+COLLAPSED: Final = 0.99
+"""Mean cosine similarity of the instance embeddings from which on a run says that they have collapsed."""
+
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -23,9 +26,9 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
     """A function that writes an entry of numbers, `step` among them, to RUN/metrics.jsonl and RUN/tensorboard.
 
     What an earlier start logged after `first_step` is forgotten in both: those steps are done again. Numbers that are
-    not finite are left out. The first entry that says of much waiting for data, in `data_wait_share`, is followed by a
-    note what to do. Of several processes in step, only one `writes`. Without the package tensorboard there is a note,
-    and metrics.jsonl alone.
+    not finite are left out. The first entry that says of much waiting for data, in `data_wait_share`, or of collapsed
+    embeddings, in `similarity`, is followed by a note what to do. Of several processes in step, only one `writes`.
+    Without the package tensorboard there is a note, and metrics.jsonl alone.
     """
     if not writes:
         yield lambda entry: None
@@ -36,10 +39,10 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
         board = _tensorboard(run_path / "tensorboard", first_step)
         if board is not None:
             stack.callback(board.close)
-        warm = waiting_said = False
+        warm = waiting_said = collapse_said = False
 
         def log(entry: dict[str, Any]) -> None:
-            nonlocal warm, waiting_said
+            nonlocal warm, waiting_said, collapse_said
             entry = {name: value for name, value in entry.items() if math.isfinite(value)}
             lines.write(json.dumps(entry) + "\n")
             lines.flush()
@@ -53,6 +56,12 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
                 note(
                     f"{share:.0%} of the time goes into waiting for data. Keep the cache on a disk of this machine, "
                     "with memory left to hold it, and give each process several CPU cores."
+                )
+            if not collapse_said and entry.get("similarity", 0.0) > COLLAPSED:
+                collapse_said = True
+                note(
+                    f"the embeddings have collapsed by step {entry['step']}: all slices look alike to the encoder "
+                    "(mean cosine similarity above 0.99), so it learns nothing more. Start anew with a lower lr."
                 )
             warm = warm or share is not None  # the first steps of a process wait for the first batches
 

@@ -28,7 +28,7 @@ def test_two_ranks_give_the_losses_and_gradients_of_one_process(
     run(sys.executable, SCRIPT, cache_path, tmp_path / "one.pt", igcp)
     run(*TORCHRUN, SCRIPT, cache_path, tmp_path / "two.pt", igcp)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one.pt", "two.pt"))
-    assert one["loss"].keys() == {"loss", "loss_ins", "loss_intra", "loss_inter"}
+    assert one["loss"].keys() == {"loss", "loss_ins", "loss_intra", "loss_inter", "similarity"}
     assert min(one["loss"].values()) > 0
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
     for name, gradient in one["gradients"].items():

@@ -325,9 +325,12 @@ def test_losses_equal_a_plain_recomposition(changes):
         wanted["loss_inter"] = plain(instance[None], pairs[None])
     weights = dict(zip(("loss_ins", "loss_intra", "loss_inter"), config.weights, strict=True))
     wanted["loss"] = sum(weights[name] * term for name, term in wanted.items())
+    assert min(wanted.values()) > 0.1
+    if instance is not None:
+        directions = instance / np.linalg.norm(instance, axis=1, keepdims=True)
+        wanted["similarity"] = (directions @ directions.T).mean()
     found = {name: value.item() for name, value in losses.items()}
     assert found == pytest.approx(wanted, rel=1e-9)
-    assert min(wanted.values()) > 0.1
 
 
 @pytest.mark.parametrize(
