@@ -15,8 +15,11 @@ from train.runs import forget_metrics_after
 MUCH_WAITING: Final = 0.1
 """Share of the time that waits for data from which on a run says what to do about it."""
 
-COLLAPSED: Final = 0.99
-"""Mean cosine similarity of the instance embeddings from which on a run says that they have collapsed."""
+COLLAPSED: Final = 0.999
+"""Mean cosine similarity of the instance embeddings above which they are all alike. Untrained ones come near."""
+
+COLLAPSED_ENTRIES: Final = 10
+"""So many entries in a row with collapsed embeddings are followed by a note."""
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -39,10 +42,11 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
         board = _tensorboard(run_path / "tensorboard", first_step)
         if board is not None:
             stack.callback(board.close)
-        warm = waiting_said = collapse_said = False
+        warm = waiting_said = False
+        num_collapsed = 0
 
         def log(entry: dict[str, Any]) -> None:
-            nonlocal warm, waiting_said, collapse_said
+            nonlocal warm, waiting_said, num_collapsed
             entry = {name: value for name, value in entry.items() if math.isfinite(value)}
             lines.write(json.dumps(entry) + "\n")
             lines.flush()
@@ -57,11 +61,11 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
                     f"{share:.0%} of the time goes into waiting for data. Keep the cache on a disk of this machine, "
                     "with memory left to hold it, and give each process several CPU cores."
                 )
-            if not collapse_said and entry.get("similarity", 0.0) > COLLAPSED:
-                collapse_said = True
+            num_collapsed = num_collapsed + 1 if entry.get("similarity", 0.0) > COLLAPSED else 0
+            if num_collapsed == COLLAPSED_ENTRIES:
                 note(
                     f"the embeddings have collapsed by step {entry['step']}: all slices look alike to the encoder "
-                    "(mean cosine similarity above 0.99), so it learns nothing more. Start anew with a lower lr."
+                    "(mean cosine similarity above 0.999), so it learns nothing more. Start anew with a lower lr."
                 )
             warm = warm or share is not None  # the first steps of a process wait for the first batches
 
