@@ -168,6 +168,7 @@ def test_the_published_step_restated_is_our_preset_published(side: int, filters:
     our_gradients = torch.autograd.grad(ours["loss"], list(network.parameters()))
     published = published_losses(network, tuple(seen), batch.superpixels_Bhw, batch.positions_B)
     gradients = torch.autograd.grad(published["loss"], list(network.parameters()))
+    assert -1 <= ours.pop("similarity") <= 1  # for the log: no part of the loss
     assert ours.keys() == published.keys()
     for name, value in ours.items():
         torch.testing.assert_close(published[name], value, msg=lambda text, name=name: f"{name}: {text}")
