@@ -270,14 +270,11 @@ def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
     from train.study.collection import update_results
     from train.study.results import render_results
 
-    if is_study(paths[0]):
-        results = update_results(paths[0])
-        write_report(list(paths), output, cache_path=cache)
-        Console().print(render_results(results))
-        click.echo(f"report: {output}")
-        return
+    results = update_results(paths[0]) if is_study(paths[0]) else None
     write_report(list(paths), output, cache_path=cache)
-    if evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
+    if results is not None:
+        Console().print(render_results(results))
+    elif evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
         Console().print(render_table(compare(evaluated)))
     click.echo(f"report: {output}")
 

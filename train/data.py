@@ -131,7 +131,7 @@ class SliceDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.patch_size = patch_size or automatic_patch_size(cache, multiple_of)
         self.superpixel_stride = superpixel_stride
         self.adjacent_slices = adjacent_slices
-        self.num_channels = cache.num_channels * (2 * adjacent_slices + 1)
+        self.num_channels = stacked_channels(cache.num_channels, adjacent_slices)
         """Of an image with its adjacent slices."""
         self._ground_truth, self._foreground_share = ground_truth, foreground_share
         rows = [cache.case(case_id).row for case_id in self.case_ids]
@@ -312,6 +312,11 @@ def stack_adjacent(image_ZCYX: Tensor, n: int) -> Tensor:
     num_slices = len(image_ZCYX)
     indices_AZ = adjacent_indices(np.arange(num_slices), np.full(num_slices, num_slices), n=n)
     return image_ZCYX[torch.from_numpy(indices_AZ.T)].flatten(1, 2)
+
+
+def stacked_channels(num_channels: int, n: int) -> int:
+    """Channels of an image of `num_channels` with the n slices before and the n after it."""
+    return num_channels * (2 * n + 1)
 
 
 def adjacent_indices(z: np.ndarray, depths: np.ndarray, *, n: int) -> np.ndarray:

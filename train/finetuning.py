@@ -24,7 +24,14 @@ from supercl_core.splits import Split, check_patients, fold_numbers, some_of
 from train import runs
 from train.augment import geometric_view, intensity_view
 from train.averaging import WeightAverage
-from train.data import Batch, SliceDataset, network_channels, normalisation_window, repeat_channels
+from train.data import (
+    Batch,
+    SliceDataset,
+    network_channels,
+    normalisation_window,
+    repeat_channels,
+    stacked_channels,
+)
 from train.device import prepare, resolve_precision, select_device
 from train.inference import InferenceSettings, segment, single_component_classes
 from train.loop import fit
@@ -51,9 +58,9 @@ def finetune(
     `init`: `scratch`, a pre-training run, or a file of weights. Writes the run folder (`train.runs`) and returns
     the path of its weights.
 
-    Raises UsageError for settings that do not fit the cache, a class that no labelled case shows, a labelled case with
-    the content of a test case, weights that know labels of test cases, or a run folder of another run, CacheError for
-    a labelled case without ground truth, SuperCLError for weights of another architecture.
+    Raises UsageError for settings that do not fit the cache, a class that no labelled case shows, a labelled case of a
+    test patient, weights that know labels of held-out cases, or a run folder of another run, CacheError for a labelled
+    case without ground truth, SuperCLError for weights of another architecture.
     """
     config = config or FinetuneConfig()
     device = select_device(config.device)
@@ -68,7 +75,7 @@ def finetune(
     check_patients(split, cache.rows)
     config = replace(config, precision=resolve_precision(config.precision, device))
     train_ids, validation_ids = _parts(split, cache, config)
-    num_channels = cache.num_channels * (2 * config.adjacent_slices + 1)
+    num_channels = stacked_channels(cache.num_channels, config.adjacent_slices)
     in_channels = network_channels(config.in_channels, num_channels)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
@@ -100,8 +107,7 @@ def finetune(
         foreground=class_slices,
         foreground_share=config.foreground_share,
     )
-    if config.epochs is not None:
-        config = replace(config, epochs=None, steps=config.epochs * order.steps_per_epoch)
+    config = config.in_steps(order.steps_per_epoch)
     settings = InferenceSettings(
         adjacent_slices=config.adjacent_slices,
         mirror_axes=config.augment.mirror_axes if config.mirrored_inference else (),

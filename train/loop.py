@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ class LoopConfig:
 
     steps: int
     """Optimiser steps. An epoch is slices / batch_size steps, or a few more where batches hold groups."""
+    epochs: int | None = None
+    """Passes over all slices, in place of `steps`."""
     batch_size: int
     """Slices a step and process."""
     patch_size: tuple[int, int] | None = None
@@ -123,12 +125,21 @@ class LoopConfig:
             self.check(name, 0 <= getattr(self, name) < math.inf, "at least 0")
         self.check("in_channels", self.in_channels is None or self.in_channels >= 1, "at least 1")
         self.check("lr", 0 < self.lr < math.inf, "a number above 0")
+        self.check("epochs", self.epochs is None or self.epochs >= 1, "at least 1")
+        default = self.steps == type(self).__dataclass_fields__["steps"].default
+        self.check("steps", self.epochs is None or default, "no epochs (--set epochs=none), or the default")
         known = self.backbone == UNET or self.filters == LoopConfig.filters
         self.check("filters", known, "the default: only the width of backbone = 'unet' can be set")
 
     def check(self, name: str, valid: bool, expected: object) -> None:
         """Raise UsageError for the setting `name` unless it is `valid`."""
         check_setting(name, getattr(self, name), valid, expected)
+
+    def in_steps(self, steps_per_epoch: int) -> Self:
+        """The same settings with a budget in steps, as a run stores them."""
+        return (
+            self if self.epochs is None else replace(self, epochs=None, steps=self.epochs * steps_per_epoch)
+        )
 
     def schedules(self) -> dict[str, Schedule]:
         """The learning rates of the parameters whose names begin with a key, those of "" for all others."""

@@ -21,8 +21,6 @@ class PretrainConfig(LoopConfig):
     """Settings of a pre-training run. What the publication sets is in the preset `published`."""
 
     steps: int = 20_000
-    epochs: int | None = None
-    """Passes over all slices, in place of `steps`."""
     batch_size: int = 32
     lr: float = 2e-3
     final_lr: float = 0.0
@@ -79,7 +77,6 @@ class PretrainConfig(LoopConfig):
         super().__post_init__()
         for name in ("projection", "position_threshold", "refresh_every"):
             self.check(name, getattr(self, name) >= 0, "at least 0")
-        self.check("epochs", self.epochs is None or self.epochs >= 1, "at least 1")
         self.check("ilcp_stride", self.ilcp_stride is None or self.ilcp_stride >= 1, "at least 1")
         self.check("num_partitions", self.num_partitions >= 2, "at least 2")
         self.check("temperature", 0 < self.temperature < math.inf, "a number above 0")
@@ -94,7 +91,6 @@ class PretrainConfig(LoopConfig):
         deepest = self.uses_whole or self.ilcp_stride is None or self.ilcp_features == "decoder"
         self.check("ilcp_stride", deepest, "none where only ILCP trains: deeper layers would not be trained")
         without_effect = {
-            "steps": "no epochs (--set epochs=none)" if self.epochs is not None else None,
             "instance_rule": "a weight of L_ins" if not self.uses_ins else None,
             "position_threshold": "instance_rule = 'position'" if self.instance_rule != "position" else None,
             "num_partitions": "instance_rule = 'partition'" if self.instance_rule != "partition" else None,

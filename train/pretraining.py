@@ -24,7 +24,7 @@ from supercl_core.splits import cases_without
 from supercl_core.weak_labels import auto_level, linked
 from train import distributed, runs
 from train.augment import pretrain_views
-from train.data import Batch, SliceDataset, network_channels, repeat_channels
+from train.data import Batch, SliceDataset, network_channels, repeat_channels, stacked_channels
 from train.device import prepare, resolve_precision, select_device
 from train.loop import fit
 from train.losses.contrastive import supervised_contrastive
@@ -62,7 +62,7 @@ def pretrain(
     config = config or PretrainConfig()
     device = select_device(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    num_channels = cache.num_channels * (2 * config.adjacent_slices + 1)
+    num_channels = stacked_channels(cache.num_channels, config.adjacent_slices)
     in_channels = network_channels(config.in_channels, num_channels)
     torch.manual_seed(config.seed)
     encoder = build_encoder(config.backbone, in_channels=in_channels, filters=config.filters)
@@ -95,8 +95,7 @@ def pretrain(
         seed=config.seed,
         labels=labels[dataset.slices] if labels is not None and config.in_groups else None,
     )
-    if config.epochs is not None:
-        config = replace(config, epochs=None, steps=config.epochs * order.steps_per_epoch)
+    config = config.in_steps(order.steps_per_epoch)
     model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
     run = distributed.rank_0_first(
         runs.start_run,

@@ -37,8 +37,6 @@ class FinetuneConfig(LoopConfig):
     """
 
     steps: int = 4_000
-    epochs: int | None = None
-    """Passes over all labelled slices, in place of `steps`."""
     batch_size: int = 16
     lr: float = 1e-3
     final_lr: float = 1e-5
@@ -76,9 +74,6 @@ class FinetuneConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("epochs", self.epochs is None or self.epochs >= 1, "at least 1")
-        default = self.steps == type(self).steps
-        self.check("steps", self.epochs is None or default, "no epochs (--set epochs=none), or the default")
         for name in ("encoder_lr", "encoder_final_lr", "encoder_warmup_steps"):
             value = getattr(self, name)
             self.check(name, value is None or 0 <= value < math.inf, "at least 0, or none")
