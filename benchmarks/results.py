@@ -52,21 +52,26 @@ def lines(results: Results) -> list[str]:
         if row.dsc is not None:
             key = row.recipe, row.labelled
             best[key] = max(best.get(key, 0.0), row.dsc)
+    rows = [
+        _cells(row, saved.get((row.recipe, row.arm, row.labelled)), best.get((row.recipe, row.labelled)))
+        for row in means
+    ]
+    titles = [
+        *("recipe", "labelled", "arm", "seeds", f"DSC % ± sd of {spread(results)}", "95 % interval"),
+        *(f"difference to {results.baseline}", f"HD95 {results.unit}", "missing"),
+        *([f"{results.baseline} needs"] if saved else []),
+    ]
     return [
         f"{finished} of {len(results.cells)} cells, seeds {', '.join(map(str, results.seeds))}, scored on "
         f"{results.scored_on} cases. {_budget(results)} {made_by(results.provenance['runs'])}",
         "",
-        f"| recipe | labelled | arm | seeds | DSC % ± sd of {spread(results)} | 95 % interval | difference to "
-        f"{results.baseline} | HD95 {results.unit} | missing | {results.baseline} needs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(
-            _line(row, saved.get((row.recipe, row.arm, row.labelled)), best.get((row.recipe, row.labelled)))
-            for row in means
-        ),
+        f"| {' | '.join(titles)} |",
+        f"| {' | '.join('---' for _ in titles)} |",
+        *(f"| {' | '.join(cells[: len(titles)])} |" for cells in rows),
     ]
 
 
-def _line(row: Row, saved: Saved | None, best: float | None) -> str:
+def _cells(row: Row, saved: Saved | None, best: float | None) -> list[str]:
     mark = "**" if row.dsc is not None and row.dsc == best else ""
     interval = f"{row.interval[0]:.1f} to {row.interval[1]:.1f}" if row.interval else "–"
     difference = difference_text(row.difference) if row.difference else ""
@@ -74,11 +79,11 @@ def _line(row: Row, saved: Saved | None, best: float | None) -> str:
     needs = f"{saved.bound} {saved.baseline_labels:.0f}".strip() if saved and saved.baseline_labels else ""
     if needs and not is_clear:
         needs += " (not told apart)"
-    cells = [
+    return [
         row.recipe,
-        row.labelled,
+        str(row.labelled),
         row.arm,
-        row.num_seeds,
+        str(row.num_seeds),
         f"{mark}{mean_text(row)}{mark}",
         interval,
         difference + ("*" if is_clear else ""),
@@ -86,7 +91,6 @@ def _line(row: Row, saved: Saved | None, best: float | None) -> str:
         f"{row.num_missing}/{row.num_cases}",
         needs,
     ]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _budget(results: Results) -> str:

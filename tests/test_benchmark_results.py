@@ -53,3 +53,16 @@ def test_a_table_says_whose_commit_budget_time_and_seeds_its_numbers_have(tmp_pa
     ]
     assert text[5].endswith("| +20.0 [+20.0, +20.0]* | 3.50 | 0/20 | at least 8 |")
     assert text[7].endswith("| 8 (not told apart) |")
+
+
+def test_a_study_of_one_count_has_no_column_of_saved_labels(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "small.toml").write_text(STUDY)
+    study, out = read_study(tmp_path / "small.toml", assignments=["labelled=[2]"]), tmp_path / "out"
+    for cell in study.cells():
+        write_run(cell.path(out), {"case_0": (0.5, 0.5), "case_1": (0.6, 0.6)}, labelled=2)
+    results = collect(study, out)
+    assert results.saved == ()
+    text = lines(results)
+    assert "needs" not in text[2]
+    assert len({line.count("|") for line in text[2:]}) == 1

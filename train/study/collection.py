@@ -232,6 +232,9 @@ def labels_needed(dsc: float, curve: Sequence[tuple[int, float]]) -> tuple[float
 
 
 def _saved(study: Study, rows: Sequence[Row], counts: Mapping[Labelled, int]) -> list[Saved]:
+    """For every recipe, arm but the baseline, and count; nothing where one count is all there is: it makes no curve."""
+    if len(study.labelled) == 1:
+        return []
     means = {(row.recipe, row.arm, row.labelled): row.dsc for row in rows if row.class_name == MEAN}
     saved = []
     for recipe in study.recipes:
