@@ -172,7 +172,25 @@ def read_page(path):
     return Page(path.read_text(encoding="utf-8"))
 
 
-def measured(page_path, folder, *, width):
+def check_asks_nothing_outside(page_path):
+    page = read_page(page_path)
+    assert page.links
+    assert all(link.startswith("data:image/") for link in page.links)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "@import" not in page.source
+    assert "url(" not in page.source
+    assert "default-src 'none'" in page.source
+
+
+def check_in_a_browser(page_path, folder, *, width):
+    """All pictures are shown, and none makes a frame of `width` pixels scroll sideways."""
+    found = _measured(page_path, folder, width=width)
+    assert found["images"] == page_path.read_text(encoding="utf-8").count("<img ")
+    assert (found["broken"], found["wide"]) == (0, 0)
+    assert found["page"] <= found["window"] <= width
+
+
+def _measured(page_path, folder, *, width):
     """What a browser finds of a page in a frame of `width` pixels, all fold-outs open."""
     # The page has no script of its own, and its policy would refuse one. A frame around it, which measures.
     wrapper = folder / "wrapper.html"
