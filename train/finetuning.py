@@ -38,7 +38,7 @@ from train.loop import fit
 from train.metrics import dice
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
-from train.models.weights import WEIGHTS_NAME, load_pretrained, read_weights, save_weights
+from train.models.weights import WEIGHTS_NAME, load_pretrained, read_metadata, read_weights, save_weights
 from train.recipes import FinetuneConfig
 from train.run_log import note
 from train.sampling import SliceOrder
@@ -142,6 +142,12 @@ def finetune(
         return weights_path
     if report is not None:
         note(report.summary())
+        # Channels of the same number may be of another kind: then the report has nothing to tell.
+        seen = read_metadata(init).get("adjacent_slices", str(config.adjacent_slices))
+        if seen != str(config.adjacent_slices):
+            note(
+                f"note: trained with {seen} adjacent slices on each side, used with {config.adjacent_slices}"
+            )
     step = prepare(network, config=config, device=device)
     average = WeightAverage(network, decay=config.ema_decay) if config.ema_decay else None
     scored = average.network if average else network

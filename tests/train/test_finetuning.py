@@ -292,6 +292,18 @@ def test_adjacent_slices_need_an_encoder_that_was_trained_with_them(cache, encod
     assert read_run(adapted)["init"]["adapted"] == ["encoder.contr_1_1.0.weight"]
 
 
+def test_channels_of_another_kind_than_the_encoder_saw_are_named(cache, tmp_path, capsys):
+    pretrain(
+        cache, tmp_path / "pre", config=PretrainConfig(**{**SMALL, "steps": 1}, in_channels=3, projection=0)
+    )
+    config = small(steps=1, adjacent_slices=1)
+    finetune(cache, tmp_path / "other", split=SPLIT, init=str(tmp_path / "pre"), config=config)
+    assert "note: trained with 0 adjacent slices on each side, used with 1\n" in capsys.readouterr().err
+    config = small(steps=1, in_channels=3)
+    finetune(cache, tmp_path / "same", split=SPLIT, init=str(tmp_path / "pre"), config=config)
+    assert "adjacent" not in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- learning rates, average, validation
 
 
