@@ -146,7 +146,7 @@ def finetune(
         seen = read_metadata(init).get("adjacent_slices", str(config.adjacent_slices))
         if seen != str(config.adjacent_slices):
             note(
-                f"note: trained with {seen} adjacent slices on each side, used with {config.adjacent_slices}"
+                f"trained with {seen} adjacent slices on each side, used with {config.adjacent_slices}"
             )
     step = prepare(network, config=config, device=device)
     average = WeightAverage(network, decay=config.ema_decay) if config.ema_decay else None

@@ -298,7 +298,7 @@ def test_channels_of_another_kind_than_the_encoder_saw_are_named(cache, tmp_path
     )
     config = small(steps=1, adjacent_slices=1)
     finetune(cache, tmp_path / "other", split=SPLIT, init=str(tmp_path / "pre"), config=config)
-    assert "note: trained with 0 adjacent slices on each side, used with 1\n" in capsys.readouterr().err
+    assert "\nnote: trained with 0 adjacent slices on each side, used with 1\n" in capsys.readouterr().err
     config = small(steps=1, in_channels=3)
     finetune(cache, tmp_path / "same", split=SPLIT, init=str(tmp_path / "pre"), config=config)
     assert "adjacent" not in capsys.readouterr().err
