@@ -1,9 +1,9 @@
-"""The tables of docs/results.md, from the folders of studies.
+"""The tables and pictures of docs/results.md, from the folders of studies.
 
     python -m benchmarks.results OUT/hippocampus OUT/acdc
 
-Each study's part of the page, between `<!-- study NAME -->` and `<!-- end -->`, is written anew. The text around it is
-written by hand.
+Each study's part of the page, between `<!-- study NAME -->` and `<!-- end -->`, is written anew, and for a study of
+several labelled counts images/study-NAME.svg beside the page. The text around it is written by hand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
 if not __package__:  # run by its path: beside it lies a script that has the name of a package
     sys.path[0] = str(Path(__file__).parents[1])
@@ -36,7 +39,12 @@ def main(studies: tuple[Path, ...], page: Path) -> None:
         results = read_results(study)
         begin = f"<!-- study {results.name} -->"
         part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
-        text, num_found = part.subn(lambda _, results=results: "\n".join(lines(results)) + "\n", text)
+        shown = lines(results)
+        if results.saved:
+            picture = Path("images", f"study-{results.name}.svg")
+            draw(results, page.parent / picture)
+            shown += ["", f"![DSC minus that of {results.baseline}, with intervals]({picture.as_posix()})"]
+        text, num_found = part.subn(lambda _, shown=shown: "\n".join(shown) + "\n", text)
         if num_found != 1:
             raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
     page.write_text(text)
@@ -69,6 +77,36 @@ def lines(results: Results) -> list[str]:
         f"| {' | '.join('---' for _ in titles)} |",
         *(f"| {' | '.join(cells[: len(titles)])} |" for cells in rows),
     ]
+
+
+def draw(results: Results, path: Path) -> None:
+    """Write the paired differences to the baseline with their intervals, a panel for each recipe, as SVG."""
+    rows = [
+        row for row in results.rows if row.class_name == MEAN and row.difference and row.difference.interval
+    ]
+    recipes = [recipe for recipe in results.recipes if any(row.recipe == recipe for row in rows)]
+    arms = [arm for arm in results.arms if arm != results.baseline]
+    figure = Figure(figsize=(1.5 + 4 * len(recipes), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(recipes), squeeze=False, sharey=True)[0]
+    for axes, recipe in zip(panels, recipes, strict=True):
+        axes.axhline(0, color="black", linewidth=0.8)
+        for index, arm in enumerate(arms):
+            own = [row for row in rows if (row.recipe, row.arm) == (recipe, arm)]
+            side = 0.12 * (index - (len(arms) - 1) / 2)  # so that no interval hides another
+            x = [results.labelled.index(row.labelled) + side for row in own]
+            mean = np.array([row.difference.mean for row in own])
+            lengths = np.abs(np.array([row.difference.interval for row in own]).reshape(-1, 2).T - mean)
+            axes.errorbar(
+                x, mean, yerr=lengths, fmt="o", markersize=5, capsize=2, color=f"C{index}", label=arm
+            )
+        axes.set_title(f"recipe {recipe}")
+        axes.set_xticks(range(len(results.labelled)), map(str, results.labelled))
+        axes.set_xlabel("labelled")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    panels[0].set_ylabel(f"DSC minus that of {results.baseline} [points]")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    with matplotlib.rc_context({"svg.hashsalt": "supercl"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _cells(row: Row, saved: Saved | None, best: float | None) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import click
+import pytest
 from made_runs import write_run
 
-from benchmarks.results import lines
-from train.study.collection import collect
+from benchmarks.results import lines, main
+from train.study.collection import collect, update_results
 from train.study.declaration import read_study
+from train.study.runner import start_study
 
 STUDY = """
 cache = "a.zarr"
@@ -53,6 +56,31 @@ def test_a_table_says_whose_commit_budget_time_and_seeds_its_numbers_have(tmp_pa
     ]
     assert text[5].endswith("| +20.0 [+20.0, +20.0]* | 3.50 | 0/20 | at least 8 |")
     assert text[7].endswith("| 8 (not told apart) |")
+
+
+def test_the_page_gets_tables_and_for_several_counts_a_picture(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "small.toml").write_text(STUDY)
+    page = tmp_path / "docs" / "page.md"
+    (page.parent / "images").mkdir(parents=True)
+    page.write_text("Above.\n<!-- study small -->\nOld.\n<!-- end -->\nBelow.\n")
+    for name, counts in (("several", "labelled=[2, 8]"), ("one", "labelled=[2]")):
+        study, out = read_study(tmp_path / "small.toml", assignments=[counts]), tmp_path / name
+        for cell in study.cells():
+            write_run(cell.path(out), {f"case_{n}": (0.5, 0.5) for n in range(3)}, labelled=cell.labelled)
+        start_study(study, out)
+        update_results(out)
+        main([str(out), "--page", str(page)], standalone_mode=False)
+        above, *part, below = page.read_text().splitlines()
+        assert (above, below) == ("Above.", "Below.")
+        assert part[0] == "<!-- study small -->"
+        assert part[-1] == "<!-- end -->"
+        assert "Old." not in part
+        assert ("(images/study-small.svg)" in page.read_text()) == (name == "several")
+    assert "foreign" in (page.parent / "images" / "study-small.svg").read_text()
+    page.write_text("No part.\n")
+    with pytest.raises(click.ClickException, match="0 parts"):
+        main([str(out), "--page", str(page)], standalone_mode=False)
 
 
 def test_a_study_of_one_count_has_no_column_of_saved_labels(tmp_path):
