@@ -289,7 +289,7 @@ def render_results(results: Results) -> Group:
         f"{results.baseline}, in points; * where its interval excludes 0. Bold: the best arm.",
         *results.notes,
     ]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("recipe", overflow="fold", min_width=6)
     table.add_column("labels", justify="right", no_wrap=True)
     table.add_column("arm", overflow="fold", min_width=8)
