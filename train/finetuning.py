@@ -145,9 +145,7 @@ def finetune(
         # Channels of the same number may be of another kind: then the report has nothing to tell.
         seen = read_metadata(init).get("adjacent_slices", str(config.adjacent_slices))
         if seen != str(config.adjacent_slices):
-            note(
-                f"trained with {seen} adjacent slices on each side, used with {config.adjacent_slices}"
-            )
+            note(f"trained with {seen} adjacent slices on each side, used with {config.adjacent_slices}")
     step = prepare(network, config=config, device=device)
     average = WeightAverage(network, decay=config.ema_decay) if config.ema_decay else None
     scored = average.network if average else network
