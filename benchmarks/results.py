@@ -40,13 +40,15 @@ def main(studies: tuple[Path, ...], page: Path) -> None:
         begin = f"<!-- study {results.name} -->"
         part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
         shown = lines(results)
-        if results.saved:
+        picture = None
+        if results.saved and any(row.difference for row in results.rows):
             picture = Path("images", f"study-{results.name}.svg")
-            draw(results, page.parent / picture)
             shown += ["", f"![DSC minus that of {results.baseline}, with intervals]({picture.as_posix()})"]
         text, num_found = part.subn(lambda _, shown=shown: "\n".join(shown) + "\n", text)
         if num_found != 1:
             raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
+        if picture:
+            draw(results, page.parent / picture)
     page.write_text(text)
 
 

@@ -78,6 +78,12 @@ def test_the_page_gets_tables_and_for_several_counts_a_picture(tmp_path):
         assert "Old." not in part
         assert ("(images/study-small.svg)" in page.read_text()) == (name == "several")
     assert "foreign" in (page.parent / "images" / "study-small.svg").read_text()
+    unfinished = read_study(tmp_path / "small.toml")
+    start_study(unfinished, tmp_path / "begun")
+    update_results(tmp_path / "begun")
+    main([str(tmp_path / "begun"), "--page", str(page)], standalone_mode=False)
+    assert "0 of 8 cells" in page.read_text()
+    assert ".svg" not in page.read_text()
     page.write_text("No part.\n")
     with pytest.raises(click.ClickException, match="0 parts"):
         main([str(out), "--page", str(page)], standalone_mode=False)
