@@ -16,7 +16,7 @@ need = $(if $($(1)),,$(error $(1) is missing; for example: make $@ $(2)))
 LAUNCH := $(if $(filter-out 0 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) --no-python )$(BIN)/supercl
 EXTRA := $(if $(CONFIG),--config $(CONFIG)) $(if $(PRESET),--preset $(PRESET))
 
-.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate study-hippocampus study-acdc bench bench-training stress fuzz
+.PHONY: help setup demo test test-slow coverage lint schema preprocess pretrain finetune evaluate study-hippocampus study-acdc site wheel bench bench-training stress fuzz
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,11 +49,17 @@ coverage: $(READY)  ## line coverage of each package but for compiled kernels, o
 lint: $(READY)  ## style, types, and whether cache_schema.md is current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m supercl_core.schema_page | diff cache_schema.md - || { echo 'cache_schema.md is stale: make schema'; exit 1; }
+	for platform in linux darwin win32; do $(BIN)/mypy --platform $$platform; done
+	$(BIN)/python -m supercl_core.cache.schema_page | diff cache_schema.md - || { echo 'cache_schema.md is stale: make schema'; exit 1; }
 
-schema: $(READY)  ## write cache_schema.md from schema.py, schema_page.py and recipes.py
-	$(BIN)/python -m supercl_core.schema_page > cache_schema.md
+wheel: $(READY)  ## build the wheel, install it in empty environments by each extra alone, and use it (some four minutes)
+	PYTHON=$(BIN)/python tests/wheel.sh
+
+site: $(READY)  ## the documentation as a site, in site/
+	$(BIN)/python -m mkdocs build --strict
+
+schema: $(READY)  ## write cache_schema.md from supercl_core/cache (schema.py, schema_page.py, recipes.py)
+	$(BIN)/python -m supercl_core.cache.schema_page > cache_schema.md
 
 stress: $(READY)  ## [ROUNDS=200] [SEED=] kills, flipped bytes and corrupt inputs, against an uninterrupted run (half an hour)
 	ROUNDS=$(or $(ROUNDS),200) SEED=$(or $(SEED),0) $(BIN)/python tests/stress.py

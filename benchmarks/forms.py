@@ -28,8 +28,8 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks.machine import as_text, machine
+from supercl_core.archive.forms import Conversion, pack, unpack
 from supercl_core.errors import SuperCLError
-from supercl_core.forms import Conversion, pack, unpack
 
 
 @click.command(help=__doc__)

@@ -114,15 +114,15 @@ def prepare(out: Path, data: Path, splits: Path, num_labelled: int, shrink: int)
     """The cache of all cases outside of the published test list, both sets of labels, and a split of these cases."""
     from preprocess import run, weak_labels
     from preprocess.pipeline import PreprocessConfig
-    from supercl_core.cache_reader import open_cache
-    from supercl_core.cases import patients
+    from supercl_core.cache.cases import patients
+    from supercl_core.cache.reader import open_cache
     from supercl_core.sources import discover
     from supercl_core.splits import read_split
 
     if (out / "split.json").exists():
         return
     source = discover(data)
-    labelled = {case.id: case for case in source.cases if case.label_path is not None}
+    labelled = {case.id: case for case in source.cases if case.label_paths}
     test = set(read_split(str(splits), sorted(labelled), data_set=source.name, num_labelled=None).test)
     folder = out / "input"
     write_smaller(data, folder, factor=shrink, left_out=test)
@@ -150,7 +150,7 @@ def train_and_score(
     """Mean DSC (%) of the held-out cases for one arm and seed, with the settings of both stages."""
     import torch
 
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.splits import read_split
     from train import finetune, pretrain
     from train.evaluate import evaluate
@@ -206,8 +206,8 @@ def purity(out: Path, arm: str, seed: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from supercl_core.cache_reader import open_cache
-    from supercl_core.pair_audit import anatomy, draw_pairs, mask_dice
+    from supercl_core.cache.reader import open_cache
+    from supercl_core.showing.pair_audit import anatomy, draw_pairs, mask_dice
     from train.runs import read_run
 
     cache = open_cache(out / "cache.zarr")

@@ -33,7 +33,7 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
 
 from benchmarks.machine import as_text, machine
 from benchmarks.published import PublishedDataset
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.memory import keep_freed_memory
 from train.data import SliceDataset
 from train.loading import BatchLoader

@@ -44,12 +44,12 @@ from preprocess.kernels.statistics import channel_statistics
 from preprocess.pipeline import PreprocessConfig, process_case
 from preprocess.runner import run
 from preprocess.superpixels import slic_superpixels
-from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import create_cache, write_case
-from supercl_core.cases import CaseRow
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.writer import create_cache, write_case
 from supercl_core.errors import SuperCLError
+from supercl_core.formats.case_files import read_image, read_label_map
 from supercl_core.sources import CaseSource, discover
-from supercl_core.volumes import read_volume
 
 SIDE = 512
 SLICES_PER_CASE = 40
@@ -83,7 +83,7 @@ def main(data: Path, quick: bool, part: str | None) -> None:
 def make_data(data: Path, folder: Path, *, num_cases: int) -> dict[str, Any]:
     """Write `volumes` and `single` (one slice), both in MSD layout, into `folder`; what they are like."""
     source = discover(data)
-    cases = [case for case in source.cases if case.label_path] or list(source.cases)
+    cases = [case for case in source.cases if case.label_paths] or list(source.cases)
     different = cases[:: max(1, len(cases) // DIFFERENT_CASES)][:DIFFERENT_CASES]
     generator = np.random.default_rng(0)
     files: list[dict[str, Path]] = []
@@ -130,10 +130,11 @@ def make_data(data: Path, folder: Path, *, num_cases: int) -> dict[str, Any]:
 
 def _write_enlarged(case: CaseSource, folder: Path, generator: np.random.Generator) -> dict[str, Path]:
     """One volume of SLICES_PER_CASE slices, each with noise of its own, and its label map where there is one."""
-    image_ZYX = read_volume(case.image_path).array_CZYX[0].astype(np.float64)
+    image_ZYX = read_image(case).array_CZYX[0].astype(np.float64)
     low, high = np.percentile(image_ZYX, (0, 99.9))
     image_ZYX = (image_ZYX - low) * max(1, 255 / max(high - low, 1e-9))  # at least 8 bits of grey values
-    label_ZYX = None if case.label_path is None else read_volume(case.label_path).array_CZYX[0]
+    label = read_label_map(case)
+    label_ZYX = None if label is None else label.array_CZYX[0]
     factors = [SIDE / size for size in image_ZYX.shape[1:]]
     levels = [noise_level(slice_YX) for slice_YX in image_ZYX]
     enlarged = [zoom(slice_YX, factors, order=3) for slice_YX in image_ZYX]
@@ -277,8 +278,7 @@ def _watch_memory(ended: threading.Event, peaks: list[int]) -> None:
 def time_stages(data: Path) -> dict[str, Any]:
     """Milliseconds per slice of every stage of one case, and the kernels of one pass against a memcpy."""
     case = discover(data).cases[0]
-    image = read_volume(case.image_path)
-    label = None if case.label_path is None else read_volume(case.label_path)
+    image, label = read_image(case), read_label_map(case)
     num_classes = 0 if label is None else int(label.array_CZYX.max()) + 1
     computed = process_case(image, label, config=CONFIG, num_channels=1, num_classes=num_classes)
     volume_ZYX, superpixels_ZYX = computed.arrays["image"][0], computed.arrays["superpixels"]
@@ -297,7 +297,7 @@ def time_stages(data: Path) -> dict[str, Any]:
         )
         row = CaseRow(id="case", **computed.row)
         stages: dict[str, Callable[[], object]] = {
-            "read": lambda: [read_volume(path) for path in case.paths],
+            "read": lambda: [read_image(case), read_label_map(case)],
             "slic": lambda: [slic_superpixels(slice_YX[None], **settings) for slice_YX in volume_ZYX],
             "asp": lambda: [
                 superpixel_means(volume_ZYX[z], superpixels_ZYX[z], row.num_superpixels)

@@ -42,11 +42,11 @@ if not __package__:  # run by its path: beside it lies a script that has the nam
 
 from benchmarks.machine import as_text, conditions
 from benchmarks.verify import forget
-from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import create_cache, set_root_attributes, write_case, write_tables
-from supercl_core.cases import CaseRow
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.schema import ASP_GRID
+from supercl_core.cache.writer import create_cache, set_root_attributes, write_case, write_tables
 from supercl_core.errors import SuperCLError
-from supercl_core.schema import ASP_GRID
 from train.data import SliceDataset, StoredBatch
 from train.loading import NUM_THREADS
 

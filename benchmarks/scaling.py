@@ -30,9 +30,9 @@ from preprocess import run
 from preprocess.cluster import software
 from preprocess.pipeline import PreprocessConfig
 from preprocess.worker import compute_case
-from supercl_core.cache_writer import create_cache
+from supercl_core.cache.writer import create_cache
+from supercl_core.formats.case_files import read_image
 from supercl_core.sources import CaseSource, DataSource, discover
-from supercl_core.volumes import read_volume
 
 SHAPE_ZYX = (2, 24, 24)
 NUM_CASES = (100, 1_000, 10_000)
@@ -84,7 +84,7 @@ def main(data: Path, quick: bool) -> None:
 
 def write_cases(path: Path, source: DataSource, count: int) -> None:
     """Write `count` cases of SHAPE_ZYX, each another corner of the first readable volume of `source`."""
-    volume = read_volume(source.cases[0].image_path).array_CZYX[0]
+    volume = read_image(source.cases[0]).array_CZYX[0]
     padded = np.pad(
         volume, [(0, max(0, size - have)) for size, have in zip(SHAPE_ZYX, volume.shape, strict=True)]
     )

@@ -39,9 +39,9 @@ from benchmarks.machine import as_text, conditions
 from preprocess.quality import METRICS, Comparison, compare, measure_slice
 from preprocess.superpixels import Method, slic_superpixels
 from supercl_core.errors import SuperCLError
+from supercl_core.formats.case_files import read_image, read_label_map
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, discover
-from supercl_core.volumes import read_volume
 
 N_SEGMENTS = 100
 COMPACTNESS = 10.0
@@ -117,7 +117,7 @@ def main(data: Path, quick: bool) -> None:
     print(f"{as_text(run_with)}; one core used")
     try:
         cases = discover(data).cases
-        cases = tuple(case for case in cases if case.label_path) or cases
+        cases = tuple(case for case in cases if case.label_paths) or cases
         speed = measure_speed(_spread(cases, 3 if quick else 12), num_rounds=3 if quick else 7)
         quality = measure_quality(_spread(cases, 12 if quick else 300), slices_per_case=2 if quick else 5)
     except SuperCLError as error:
@@ -249,10 +249,8 @@ def _interleaved(
 
 def _slices(case: CaseSource, count: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Slices (y, x) of a case's first channel, evenly spaced, each with its ground truth (y, x) if there is one."""
-    image_ZYX = read_volume(case.image_path).array_CZYX[0]
-    truth_ZYX = (
-        None if case.label_path is None else read_volume(case.label_path).array_CZYX[0].astype(np.uint8)
-    )
+    image_ZYX, label = read_image(case).array_CZYX[0], read_label_map(case)
+    truth_ZYX = None if label is None else label.array_CZYX[0].astype(np.uint8)
     count = min(count, len(image_ZYX))
     places = ((np.arange(count) + 0.5) * len(image_ZYX) / count).astype(int)
     return [(image_ZYX[z], None if truth_ZYX is None else truth_ZYX[z]) for z in places]

@@ -47,7 +47,7 @@ from benchmarks.input import write_slices
 from benchmarks.machine import as_text, machine, peak_bytes
 from benchmarks.published import published_losses
 from benchmarks.timing import device_name
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.memory import keep_freed_memory
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, SliceDataset

@@ -145,7 +145,7 @@ def approximate_on_real_slices(data: Path, folder: str) -> Figures:
     from preprocess.ccl import INTENSITY, descriptor_blocks, normalise
     from preprocess.pipeline import PreprocessConfig
     from preprocess.runner import run
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
 
     # Whatever the spacing: data sets whose files state it wrongly are as good for this as others.
     result = run(data, Path(folder) / "real.zarr", config=PreprocessConfig(spacing="unknown"))

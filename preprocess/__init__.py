@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from preprocess.ccl import weak_labels
+    from preprocess.runner import run
 
 __all__ = ["run", "weak_labels"]
 

@@ -22,13 +22,13 @@ from preprocess.kernels.neighbours import component_means
 from preprocess.kernels.union_find import connected_components
 from preprocess.neighbours import Neighbours, nearest_neighbours, num_block_pairs
 from supercl_core import provenance
-from supercl_core.cache_reader import Cache, open_cache
-from supercl_core.cache_writer import set_root_attributes, write_weak_labels
+from supercl_core.cache.reader import Cache, open_cache
+from supercl_core.cache.weak_labels import INTENSITY, MIN_COMPONENTS, LinkRule, labels_name, linked
+from supercl_core.cache.writer import set_root_attributes, write_weak_labels
 from supercl_core.errors import SuperCLError
 from supercl_core.files import wip_path
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
-from supercl_core.weak_labels import INTENSITY, MIN_COMPONENTS, LinkRule, labels_name, linked
 
 NORMALISED_ROWS: Final = 4096
 """Descriptors that are normalised at a time: 32 MiB of float64 where they have 1,024 features."""

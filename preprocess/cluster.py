@@ -10,7 +10,6 @@ import asyncio
 import errno
 import logging
 import math
-import resource
 import shutil
 import signal
 import sys
@@ -25,6 +24,7 @@ from typing import Any, Final
 from supercl_core import config as settings
 from supercl_core import provenance
 from supercl_core.errors import SuperCLError, UsageError, storage_error
+from supercl_core.messages import is_verbose, note
 
 THREADS_PER_WORKER: Final = 2
 """Cases that a worker process has in hand: one is read or committed while the other is computed."""
@@ -179,7 +179,7 @@ class Cluster:
                 next_step="Start workers, and run the same command again; finished cases are kept.",
             )
         if not self._told:
-            print(f"No Dask worker at {self.address}; waiting for one.", file=sys.stderr)
+            note(f"No Dask worker at {self.address}; waiting for one.")
             self._told = True
 
     def case_ended(self) -> None:
@@ -221,7 +221,7 @@ def connect(
         else:
             opened = _local_cluster(num_workers)
         with opened as cluster:
-            print(f"Dask dashboard: {cluster.client.dashboard_link}", file=sys.stderr)
+            note(f"Dask dashboard: {cluster.client.dashboard_link}")
             yield cluster
 
 
@@ -282,7 +282,7 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
                 threads_per_worker=THREADS_PER_WORKER,
                 memory_limit=0,  # results are small: nothing to spill, and no reason to pause
                 dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
+                silence_logs=_log_level(),
                 scheduler_kwargs={"allowed_failures": _ALLOWED_FAILURES},
             )
         except RuntimeError as error:
@@ -298,6 +298,10 @@ def _local_cluster(num_workers: int) -> Iterator[Cluster]:
 
 def _check_open_files(num_workers: int) -> None:
     """Raise StorageError where this process may not open what it needs: Dask would hang, or die in many words."""
+    if sys.platform == "win32":
+        return  # no such limit
+    import resource
+
     needed = FILES + FILES_PER_WORKER * num_workers
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < needed:
@@ -308,8 +312,10 @@ def _check_open_files(num_workers: int) -> None:
 @contextmanager
 def _running_scheduler(address: str) -> Iterator[Cluster]:
     from distributed import Client
+    from distributed.comm import get_address_host
 
     try:
+        get_address_host(address)  # a client that fails over it is left open, and can hang the next one
         client = Client(address, timeout=CONNECT_S)
     except ValueError as error:
         raise UsageError(
@@ -364,7 +370,7 @@ def _slurm_cluster(config: SlurmConfig) -> Iterator[Cluster]:
     scheduler_options = {"allowed_failures": _ALLOWED_FAILURES, "dashboard_address": ":0", **given}
     with (
         SLURMCluster(
-            job_cls=Job, scheduler_options=scheduler_options, silence_logs=logging.CRITICAL, **options
+            job_cls=Job, scheduler_options=scheduler_options, silence_logs=_log_level(), **options
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -428,15 +434,19 @@ def _other_software(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Dask's log, which tells of every closed connection, off the screen."""
+    """Keep Dask's log, which tells of every closed connection, off the screen, unless it is asked for."""
     import distributed  # sets the levels below when it is first imported
 
     known = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == distributed.__name__]
     levels = {name: logging.getLogger(name).level for name in known}
     for name in known:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).setLevel(_log_level())
     try:
         yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _log_level() -> int:
+    return logging.INFO if is_verbose() else logging.CRITICAL

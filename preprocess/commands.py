@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from supercl_core.options import json_option, layout_option
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
     from preprocess.ccl import Search
     from preprocess.cluster import SlurmConfig
     from preprocess.pipeline import PreprocessConfig
-    from supercl_core.cases import CaseRow
+    from preprocess.runner import RunResult
+    from supercl_core.cache.cases import CaseRow
+    from supercl_core.cache.weak_labels import LinkRule
     from supercl_core.errors import SuperCLError
-    from supercl_core.weak_labels import LinkRule
 
 
 @click.command()
@@ -32,16 +35,19 @@ def phantom(out: Path, cases: int, seed: int) -> None:
               supercl preprocess phantom phantom.zarr
     """
     from preprocess.phantom import write_phantom
+    from supercl_core.messages import next_command
     from supercl_core.progress import progress
 
     with progress("phantom", total=cases, unit="cases") as advance:
         write_phantom(out, num_cases=cases, seed=seed, on_case=lambda _: advance())
     click.echo(f"{out}: {cases} cases")
+    next_command("preprocess", out, f"{out}.zarr")
 
 
 @click.command()
 @click.argument("input_path", metavar="INPUT", type=click.Path(path_type=Path))
 @click.argument("cache", type=click.Path(path_type=Path))
+@layout_option
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes on this machine [default: one a core]."
 )
@@ -64,9 +70,11 @@ def phantom(out: Path, cases: int, seed: int) -> None:
 )
 @click.option("--retry-failed", is_flag=True, help="Also try failed cases again whose files are unchanged.")
 @click.option("--dry-run", is_flag=True, help="Measure a few slices, and print what the run would take.")
+@json_option
 def preprocess(
     input_path: Path,
     cache: Path,
+    layout: str | None,
     workers: int | None,
     scheduler: str | None,
     slurm_path: Path | None,
@@ -75,10 +83,14 @@ def preprocess(
     assignments: tuple[str, ...],
     retry_failed: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Turn the volumes in INPUT into the superpixel cache CACHE; run it again to go on after a stop.
 
-    INPUT is a task of the Medical Segmentation Decathlon, or any folder of volumes (NIfTI, NRRD, MetaImage).
+    INPUT is a folder: volumes (NIfTI, NRRD, MetaImage), DICOM series, 2-D images or arrays; a data set as the Medical
+    Segmentation Decathlon, nnU-Net v2 or BIDS arrange it; or one of the publication's as it is distributed. Which of
+    these is recognised (docs/inputs.md); --layout names it where it is not.
+
     Every slice gets SLIC superpixels and an average-superpixel map; the data set gets CCL weak labels.
     A case that fails is listed at the end, and by `supercl inspect`, and stops nothing (exit code 3).
 
@@ -107,8 +119,10 @@ def preprocess(
     from preprocess.cluster import read_slurm
     from preprocess.pipeline import PreprocessConfig
     from preprocess.runner import run
+    from supercl_core.cache.reader import open_cache
     from supercl_core.config import resolve
     from supercl_core.errors import UsageError
+    from supercl_core.messages import next_command
 
     if sum(way is not None for way in (workers, scheduler, slurm_path)) > 1:
         raise UsageError(
@@ -120,7 +134,7 @@ def preprocess(
     config = resolve(PreprocessConfig, config_path=config_path, assignments=assignments)
     slurm = None if slurm_path is None else read_slurm(slurm_path)
     if dry_run:
-        _dry_run(input_path, cache, config, workers, scheduler, slurm)
+        _dry_run(input_path, cache, config, layout, workers, scheduler, slurm, as_json)
         return
     result = run(
         input_path,
@@ -130,25 +144,41 @@ def preprocess(
         scheduler=scheduler,
         slurm=slurm,
         retry_failed=retry_failed,
+        layout=layout,
     )
     _note("their files changed, they were computed again", result.changed)
     _note("the input no longer has them, the cache keeps them", result.vanished)
     for ids in result.identical:
         _note("their content is identical; keep them together in a split", ids)
-    click.echo(
-        f"{cache}: {result.num_computed} cases computed, {result.num_kept} kept from before, "
-        f"{len(result.failed)} failed"
-    )
+    if as_json:
+        click.echo(json.dumps(_values(result), indent=1))
+    else:
+        click.echo(
+            f"{cache}: {result.num_computed} cases computed, {result.num_kept} kept from before, "
+            f"{len(result.failed)} failed"
+        )
     if result.failed:
         raise _failed(cache, result.failed)
+    # Without volumes there are no pairs by position.
+    is_flat = all(row.shape[1] == 1 for row in open_cache(cache).done)
+    next_command("pretrain", cache, "RUN", *(("--set", "instance_rule=view") if is_flat else ()))
+
+
+def _values(result: RunResult) -> dict[str, Any]:
+    """What a run did, as values that JSON can hold."""
+    from dataclasses import asdict
+
+    failed = [{"case": row.id, "reason": row.reason} for row in result.failed]
+    return {**asdict(result), "cache_path": str(result.cache_path), "failed": failed}
 
 
 def _note(text: str, case_ids: tuple[str, ...]) -> None:
     """Say something of some cases on stderr."""
-    from supercl_core.splits import some_of
+    from supercl_core.errors import some_of
+    from supercl_core.messages import note
 
     if case_ids:
-        click.echo(f"note: {len(case_ids)} cases ({some_of(case_ids)}): {text}", err=True)
+        note(f"{len(case_ids)} cases ({some_of(case_ids)}): {text}")
 
 
 def _failed(cache: Path, failed: tuple[CaseRow, ...]) -> SuperCLError:
@@ -168,7 +198,8 @@ def _failed(cache: Path, failed: tuple[CaseRow, ...]) -> SuperCLError:
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.argument("input_path", metavar="[INPUT]", required=False, type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
-def repair(cache: Path, input_path: Path | None, workers: int | None) -> None:
+@json_option
+def repair(cache: Path, input_path: Path | None, workers: int | None, as_json: bool) -> None:
     """Find all damage of CACHE, and compute damaged cases again from the volumes that it was made from.
 
     Only these are computed; tables and weak labels are written anew. INPUT is needed where the volumes are not where
@@ -178,15 +209,23 @@ def repair(cache: Path, input_path: Path | None, workers: int | None) -> None:
     Example:  supercl verify heart.zarr
               supercl repair heart.zarr
     """
+    from dataclasses import asdict
+
     from preprocess.runner import repair as mend
     from supercl_core.errors import printable
 
     found, result = mend(cache, input_path, num_workers=workers)
-    for damage in found.damages:
-        click.echo(printable(f"{damage.where}: {damage.problem}"))
-    click.echo(
-        f"{cache}: no damage" if result is None else f"{cache}: {result.num_computed} cases computed again"
-    )
+    if as_json:
+        mended = None if result is None else _values(result)
+        click.echo(json.dumps({"found": asdict(found), "mended": mended}, indent=1))
+    else:
+        for damage in found.damages:
+            click.echo(printable(f"{damage.where}: {damage.problem}"))
+        click.echo(
+            f"{cache}: no damage"
+            if result is None
+            else f"{cache}: {result.num_computed} cases computed again"
+        )
     if result is not None and result.failed:
         raise _failed(cache, result.failed)
 
@@ -195,27 +234,48 @@ def _dry_run(
     input_path: Path,
     cache: Path,
     config: PreprocessConfig,
+    layout: str | None,
     workers: int | None,
     scheduler: str | None,
     slurm: SlurmConfig | None,
+    as_json: bool,
 ) -> None:
     """Print what a run would take, and the script of a Slurm job."""
+    from dataclasses import asdict
+
     from preprocess.cluster import THREADS_PER_WORKER, connect, job_script
     from preprocess.estimate import estimate, render
     from preprocess.plan import make_plan
-    from preprocess.runner import num_cores
+    from supercl_core.machine import num_cores
+    from supercl_core.messages import note
     from supercl_core.sources import discover
 
-    plan = make_plan(discover(input_path), cache.resolve(), config)
-    if not plan.todo:
-        click.echo(f"{cache}: nothing to do; {len(plan.kept)} cases kept, {len(plan.failed)} cannot be read")
-        return
+    source = discover(input_path, layout)
+    note(*source.notes(input_path))
+    plan = make_plan(source, cache.resolve(), config)
+    note(*(f"cannot be read: {row.id}: {row.reason}" for row in plan.failed))
     if slurm is not None:
         workers = slurm.maximum_jobs * slurm.num_processes
     elif scheduler is not None:
         with connect(scheduler=scheduler) as cluster:
             workers = max(1, cluster.num_threads() // THREADS_PER_WORKER)
-    click.echo(render(estimate(plan, cache.resolve(), config=config), plan, workers or num_cores()))
+    workers = workers or num_cores()
+    measured = estimate(plan, cache.resolve(), config=config) if plan.todo else None
+    if as_json:
+        values: dict[str, Any] = {
+            "num_kept": len(plan.kept),
+            "num_failed": len(plan.failed),
+            "num_workers": workers,
+        }
+        if measured is not None:
+            bounds = {"worker_bytes": measured.worker_bytes, "wall_s": measured.wall_s(workers)}
+            values |= {**asdict(measured), **bounds}
+        click.echo(json.dumps(values, indent=1))
+        return
+    if measured is None:
+        click.echo(f"{cache}: nothing to do; {len(plan.kept)} cases kept, {len(plan.failed)} cannot be read")
+        return
+    click.echo(render(measured, plan, workers))
     if slurm is not None:
         click.echo(f"\n{job_script(slurm)}")
 
@@ -276,9 +336,9 @@ def weak_labels(
 
     from preprocess.ccl import weak_labels as compute
     from preprocess.cluster import connect
-    from preprocess.runner import num_cores
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.errors import UsageError
+    from supercl_core.machine import num_cores
 
     if workers is not None and scheduler is not None:
         raise UsageError(
@@ -318,7 +378,7 @@ def weak_labels(
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Threads [default: one a core].")
 @click.option("--picture", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw a few slices.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def quality(cache: Path, num_slices: int, workers: int | None, picture: Path | None, as_json: bool) -> None:
     """Compare the superpixels of CACHE with scikit-image's of the same slices.
 
@@ -332,9 +392,9 @@ def quality(cache: Path, num_slices: int, workers: int | None, picture: Path | N
     from rich.console import Console
 
     from preprocess import quality_report
-    from preprocess.runner import num_cores
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.errors import UsageError
+    from supercl_core.machine import num_cores
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise UsageError(

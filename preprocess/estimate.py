@@ -18,11 +18,11 @@ import numpy as np
 from preprocess.pipeline import PreprocessConfig, process_case
 from preprocess.plan import Plan
 from preprocess.worker import compile_kernels, middle_slices
-from supercl_core.cache_writer import create_cache, write_case
-from supercl_core.cases import CaseRow
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.writer import create_cache, write_case
 from supercl_core.errors import SuperCLError
+from supercl_core.formats.case_files import read_image, read_label_map
 from supercl_core.sources import CaseSource
-from supercl_core.volumes import read_volume
 
 NUM_CASES: Final = 3
 """Cases measured: the smallest, the median and the largest."""
@@ -115,8 +115,7 @@ class _Sample:
 
 def _measure(case: CaseSource, plan: Plan, config: PreprocessConfig) -> _Sample:
     start = time.perf_counter()
-    image = read_volume(case.image_path)
-    label = None if case.label_path is None else read_volume(case.label_path)
+    image, label = read_image(case), read_label_map(case)
     read_s = time.perf_counter() - start
     num_voxels = image.array_CZYX.size
     counts = {"num_channels": plan.num_channels, "num_classes": plan.num_classes}
@@ -125,7 +124,7 @@ def _measure(case: CaseSource, plan: Plan, config: PreprocessConfig) -> _Sample:
     start = time.perf_counter()
     computed = process_case(image, label, config=config, **counts)
     compute_s = time.perf_counter() - start
-    row = CaseRow(id=case.id, source=str(case.image_path), **computed.row)
+    row = CaseRow(id=case.id, source=case.name, **computed.row)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sample.zarr"
         create_cache(path, plan.attributes)

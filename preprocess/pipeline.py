@@ -21,16 +21,14 @@ from preprocess.kernels.asp import superpixel_means
 from preprocess.kernels.statistics import channel_statistics, percentiles
 from preprocess.superpixels import MAX_SUPERPIXELS, Method, slic_superpixels
 from supercl_core import intensity
+from supercl_core.cache.schema import ASP_GRID, STATISTICS
+from supercl_core.cache.weak_labels import grid_positions
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.schema import ASP_GRID, STATISTICS
-from supercl_core.volumes import Geometry, Volume, orientation
-from supercl_core.weak_labels import grid_positions
+from supercl_core.formats.geometry import check_place
+from supercl_core.formats.volumes import Volume, orientation
 
 QUANTISED_PERCENTILES: Final = (0.01, 99.99)
 """Window that `image_dtype = int16` spreads over 16 bits, in percent of all voxels."""
-
-LARGEST_SHIFT: Final = 0.1
-"""Of a label map against its image, in units of the smallest spacing: far above rounding, below what matters."""
 
 LARGEST_SPREAD: Final = 1e6
 """Range of a channel in units of that of its middle 99 %; beyond it, that is one grey in the window of its slices."""
@@ -122,7 +120,8 @@ def process_case(
             found=f"{shape[0]} in shape (c, z, y, x) = {shape}",
             next_step="Preprocess volumes of different kinds into caches of their own.",
         )
-    if config.spacing == "file" and image.geometry.spacing_problem:
+    has_spacing = config.spacing == "file" and image.geometry.has_spacing
+    if has_spacing and image.geometry.spacing_problem:
         raise SuperCLError(
             "The volume's spacing cannot be right.",
             expected="numbers above 0",
@@ -132,8 +131,14 @@ def process_case(
     arrays = {}
     if label is not None:
         arrays["ground_truth"] = _checked_ground_truth(label, shape[1:], num_classes)
-        if config.spacing == "file":
-            _check_place(label.geometry, image.geometry, shape[1:])
+        if has_spacing:
+            check_place(
+                label.geometry,
+                image.geometry,
+                shape[1:],
+                what="The label map lies elsewhere than its image.",
+                next_step="Resample the label map to the image, or preprocess the data set with --set spacing=unknown.",
+            )
     geometry, stored = image.geometry, intensity.to_stored(image.array_CZYX)
     del image, label  # a volume that was converted is not needed any more
     statistics = _statistics(stored)
@@ -152,7 +157,7 @@ def process_case(
             "superpixels_dtype": superpixels_ZYX.dtype.name,
             "num_superpixels": int(superpixels_ZYX.max()) + 1,
             "has_ground_truth": "ground_truth" in arrays,
-            "spacing_mm": geometry.spacing_mm[::-1] if config.spacing == "file" else None,
+            "spacing_mm": geometry.spacing_mm[::-1] if has_spacing else None,
             "image_scale": stored.scale,
             "image_offset": stored.offset,
             "statistics": statistics,
@@ -235,41 +240,6 @@ def _check_outliers(statistics: tuple[tuple[float, ...], ...]) -> None:
                 found=f"{minimum:g} to {maximum:g}, and 99 % of the voxels in {low:g} to {high:g}",
                 next_step="Clip the volume, or check how it was exported.",
             )
-
-
-def _check_place(label: Geometry, image: Geometry, shape_ZYX: tuple[int, ...]) -> None:
-    """Raise SuperCLError unless the corners of both grids lie at the same places.
-
-    Where one of the files does not say how it lies in space, spacing alone is compared.
-    """
-    parts = ["spacing_mm", "origin_mm", "direction"] if label.oriented and image.oriented else ["spacing_mm"]
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape_ZYX[::-1]) - 1)
-    difference_mm = corners * label.spacing_mm - corners * image.spacing_mm
-    if len(parts) > 1:
-        label_mm, image_mm = (
-            corners * grid.spacing_mm @ np.reshape(grid.direction, (3, 3)).T + grid.origin_mm
-            for grid in (label, image)
-        )
-        difference_mm = label_mm - image_mm
-    shift_mm = float(np.linalg.norm(difference_mm, axis=1).max())
-    largest_mm = LARGEST_SHIFT * min(image.spacing_mm)
-    if shift_mm <= largest_mm:
-        return
-    raise SuperCLError(
-        "The label map lies elsewhere than its image.",
-        expected=f"corners at most {largest_mm:.3g} mm apart",
-        found=f"{shift_mm:.3g} mm: "
-        + "; ".join(
-            f"{part} {_rounded(getattr(label, part))} instead of {_rounded(getattr(image, part))}"
-            for part in parts
-            if not np.allclose(getattr(label, part), getattr(image, part), atol=1e-4)
-        ),
-        next_step="Resample the label map to the image, or preprocess the data set with --set spacing=unknown.",
-    )
-
-
-def _rounded(values: tuple[float, ...]) -> list[float]:
-    return (np.round(values, 4) + 0.0).tolist()  # without -0.0
 
 
 def _checked_ground_truth(label: Volume, shape_ZYX: tuple[int, ...], num_classes: int) -> np.ndarray:

@@ -19,15 +19,16 @@ from typing import Any, Final
 
 from preprocess.pipeline import PreprocessConfig, kernels_version
 from supercl_core import config as settings
-from supercl_core.cache_reader import check_version, open_cache
-from supercl_core.cache_writer import committed_case
-from supercl_core.cases import CaseRow, case_key
+from supercl_core.cache.cases import CaseRow, case_key
+from supercl_core.cache.reader import check_version, open_cache
+from supercl_core.cache.writer import committed_case
+from supercl_core.cache.zarr_files import read_attributes
 from supercl_core.errors import CacheError, SuperCLError
+from supercl_core.files import digest_of
+from supercl_core.formats.case_files import all_files, read_headers
+from supercl_core.formats.volumes import Header
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, DataSource
-from supercl_core.volume_headers import files_of
-from supercl_core.volumes import Header, read_header
-from supercl_core.zarr_files import read_attributes
 
 _THREADS: Final = 8
 
@@ -106,8 +107,10 @@ def make_plan(
     """Compare the source with what is in the cache, and look into the headers of what is to do.
 
     `retry_failed`: compute failed cases again although their files are the same. `recompute`: ids of cases that are
-    not to be kept. Raises CacheError when something else lies at `cache_path`, or a cache with other settings.
+    not to be kept. Raises CacheError when something else lies at `cache_path`, or a cache with other settings;
+    SuperCLError when there are label maps and the source declares no classes.
     """
+    _check_classes(source)
     wanted = {"config": settings.as_dict(config), "kernels": kernels_version(config)}
     config_digest = settings.digest(wanted)
     root = _root(cache_path, wanted)
@@ -163,22 +166,32 @@ def make_plan(
 
 
 def source_stamp(case: CaseSource) -> list[list[int]]:
-    """Size (bytes) and times of change of content and of anything (ns) of every source file that can be looked at."""
+    """Size (bytes) and times of change of content and of anything (ns) of every source file that can be looked at.
+
+    A case that is not simply one image file and at most one label file ends with a number for how it is read.
+    """
     stamps = []
-    for path in _files(case):
+    for path in all_files(case):
         with suppress(OSError):
             stat = path.stat()
             stamps.append([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    if way := _way_of_reading(case):
+        stamps.append([int.from_bytes(hashlib.sha256(way).digest()[:6])])
     return stamps
 
 
 def source_digest(case: CaseSource) -> str:
-    """SHA-256 (hex) over the bytes of the case's source files, in order. Raises OSError where one cannot be read."""
-    total = hashlib.sha256()
-    for path in _files(case):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    """SHA-256 (hex) over the case's source files, in order, and how they are read. Raises OSError where they cannot."""
+    return digest_of(all_files(case), _way_of_reading(case))
+
+
+def _way_of_reading(case: CaseSource) -> bytes:
+    """What another layout might do otherwise with the same files; empty for one image and at most one label file."""
+    classes = None if case.label_classes is None else sorted(case.label_classes.items())
+    num_label_files = len(case.label_paths)
+    if case.reading == "volume" and len(case.paths) == 1 + num_label_files < 3 and classes is None:
+        return b""
+    return repr((case.reading, len(case.image_paths), num_label_files, classes)).encode()
 
 
 def failed_row(case: CaseSource, error: BaseException | str) -> CaseRow:
@@ -188,6 +201,19 @@ def failed_row(case: CaseSource, error: BaseException | str) -> CaseRow:
     else:
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return CaseRow(id=case.id, state="failed", reason=reason, source=case.name, digest=_digest_or_empty(case))
+
+
+def _check_classes(source: DataSource) -> None:
+    labelled = [case for case in source.cases if case.label_paths and not case.problem]
+    if source.class_names or not labelled:
+        return
+    raise SuperCLError(
+        "There are label maps, and nothing says which classes they have.",
+        where=labelled[0].label_paths[0],
+        expected='dataset.json in the input folder, such as {"labels": {"background": 0, "liver": 1}}',
+        found="no classes",
+        next_step="Write this file, with the name and number of every class.",
+    )
 
 
 def _root(cache_path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -264,9 +290,7 @@ def _examine(case: CaseSource, cache_path: Path, known: _Known) -> _Finding:
         if digest and digest == earlier.digest:
             return _Finding(failed=earlier)
     try:
-        for path in case.paths[1:]:
-            read_header(path)
-        return _Finding(header=read_header(case.image_path), changed=committed is not None)
+        return _Finding(header=read_headers(case), changed=committed is not None)
     except SuperCLError as error:
         return _Finding(failed=failed_row(case, error))
 
@@ -297,10 +321,6 @@ def _digest_or_empty(case: CaseSource) -> str:
         if all(path.is_file() for path in case.paths):
             return source_digest(case)
     return ""
-
-
-def _files(case: CaseSource) -> list[Path]:
-    return [file for path in case.paths for file in files_of(path)]
 
 
 def _declared(

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from supercl_core.intensity import rescale_slice
-from supercl_core.pictures import boundaries
+from supercl_core.showing.pictures import boundaries
 
 METRICS: Final = {
     "asa": "achievable accuracy, ASA",

@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 from preprocess.pipeline import PreprocessConfig
 from preprocess.quality import METRICS, compare, explained_variance, measure_slice
 from preprocess.superpixels import slic_superpixels
-from supercl_core.cache_reader import Cache
+from supercl_core.cache.reader import Cache
 from supercl_core.files import atomic_file
 from supercl_core.intensity import rescale_slice
-from supercl_core.pictures import boundaries
 from supercl_core.progress import progress
+from supercl_core.showing.pictures import boundaries
 
 if TYPE_CHECKING:
     from rich.table import Table

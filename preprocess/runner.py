@@ -7,7 +7,6 @@ that fails is listed and stops nothing. Called by `supercl preprocess` and, as `
 from __future__ import annotations
 
 import dataclasses
-import os
 import queue
 import shutil
 import signal
@@ -27,15 +26,17 @@ from preprocess.pipeline import PreprocessConfig
 from preprocess.plan import Plan, failed_row, make_plan
 from preprocess.worker import compute_case
 from supercl_core import provenance
-from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import (
+from supercl_core.cache.cases import CaseRow, identical_cases
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.writer import (
     create_cache,
     remove_cases,
     restamp_case,
     set_root_attributes,
     write_tables,
 )
-from supercl_core.cases import CaseRow, identical_cases
+from supercl_core.cache.zarr_files import read_attributes
+from supercl_core.checks.verification import Verification, num_committed, verify
 from supercl_core.config import from_dict
 from supercl_core.errors import (
     CacheError,
@@ -45,11 +46,12 @@ from supercl_core.errors import (
     UsageError,
     storage_error,
 )
+from supercl_core.files import sync
 from supercl_core.locks import check_lock, hold
+from supercl_core.machine import num_cores
+from supercl_core.messages import note
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource, discover
-from supercl_core.verification import Verification, num_committed, verify
-from supercl_core.zarr_files import read_attributes
 
 TASKS_PER_THREAD: Final = 3
 """Cases at the scheduler for each thread of the workers, so that it stays small whatever the data set."""
@@ -89,9 +91,11 @@ def run(
     scheduler: str | None = None,
     slurm: SlurmConfig | None = None,
     retry_failed: bool = False,
+    layout: str | None = None,
 ) -> RunResult:
     """Turn a folder of volumes into a cache, or go on with one.
 
+    `layout`: the name of the folder's layout (`supercl_core.sources`), instead of the one that it is recognised by.
     `num_workers` processes on this machine (default: one a core), or a running Dask `scheduler` such as
     `tcp://host:8786`, or jobs of `slurm`. A case whose worker is lost is run again; one that takes its worker down
     every time is listed as failed. Cases that failed in a run that came to its end are computed again where their files
@@ -102,11 +106,13 @@ def run(
     planning and `cluster.connect` raise.
     """
     cache_path = cache_path.resolve()
-    source = discover(input_path)
+    source = discover(input_path, layout)
+    note(*source.notes(input_path))
     with hold(cache_path) as token:
         plan = make_plan(source, cache_path, config or PreprocessConfig(), retry_failed=retry_failed)
         workers = partial(connect, scheduler=scheduler, slurm=slurm)
-        return _carry_out(plan, input_path, cache_path, token, num_workers, workers)
+        record = _record(input_path, layout)
+        return _carry_out(plan, input_path, cache_path, token, num_workers, workers, record)
 
 
 def repair(
@@ -128,14 +134,16 @@ def repair(
             return before, None
         root = read_attributes(cache_path, "/")
         input_path = input_path or _stored_input(cache_path, root["provenance"])
+        layout = root["provenance"].get("layout")
         plan = make_plan(
-            discover(input_path),
+            discover(input_path, layout),
             cache_path,
             from_dict(PreprocessConfig, root["config"]),
             recompute={damage.case_id for damage in before.damages},
         )
         plan = dataclasses.replace(plan, is_finished=False)
-        result = _carry_out(plan, input_path, cache_path, token, num_workers, connect)
+        record = _record(input_path, layout)
+        result = _carry_out(plan, input_path, cache_path, token, num_workers, connect, record)
         left = _verified(cache_path, num_workers).damages
     if left:
         raise CacheError(
@@ -174,12 +182,12 @@ def _carry_out(
     token: str,
     num_workers: int | None,
     connect_to: Callable[..., AbstractContextManager[Cluster]],
+    record: Mapping[str, Any],
 ) -> RunResult:
-    """Do what is planned, under the lock of the cache."""
+    """Do what is planned, under the lock of the cache; `record` becomes its provenance."""
     if plan.is_new and not plan.todo and not plan.kept:
         raise _nothing_done(input_path, plan.failed)
     rows = {row.id: row for row in (*plan.kept, *plan.failed)}
-    record = {**provenance.record(), "input": str(input_path.resolve())}
     with _stoppable(cache_path, rows, len(rows) + len(plan.todo)):
         for case_id, stamp in plan.restamped.items():
             restamp_case(cache_path, case_id, {"source_stamp": stamp})
@@ -208,6 +216,12 @@ def _carry_out(
         vanished=plan.vanished,
         identical=tuple(identical_cases(ordered)),
     )
+
+
+def _record(input_path: Path, layout: str | None) -> dict[str, Any]:
+    """Provenance of a run: what `repair` needs to find the same cases again is part of it."""
+    named = {} if layout is None else {"layout": layout}
+    return {**provenance.record(), "input": str(input_path.resolve()), **named}
 
 
 def _open(plan: Plan, cache_path: Path, record: Mapping[str, Any]) -> None:
@@ -335,7 +349,7 @@ def _finish(cache_path: Path, token: str, rows: list[CaseRow], plan: Plan, recor
     remove_cases(cache_path, keep={row.id for row in rows if row.state == "done"})
     write_tables(cache_path, rows, num_channels=plan.num_channels)
     store_weak_labels(open_cache(cache_path, unfinished=True), token)
-    os.sync()  # no case may be less durable than the word that all are there
+    sync()  # no case may be less durable than the word that all are there
     set_root_attributes(cache_path, {"complete": True, "provenance": record})
 
 
@@ -348,10 +362,3 @@ def _nothing_done(input_path: Path, failed: tuple[CaseRow, ...]) -> SuperCLError
         + (f"; and {len(failed) - 3} more" if len(failed) > 3 else ""),
         next_step="Mend the files named above and run again.",
     )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    from dask.system import CPU_COUNT
-
-    return CPU_COUNT

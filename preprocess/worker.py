@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import os
 import socket
+import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from preprocess.cluster import check_software
 from preprocess.pipeline import CaseArrays, PreprocessConfig, process_case
 from preprocess.plan import failed_row, source_digest, source_stamp
-from supercl_core.cache_writer import write_case
-from supercl_core.cases import CaseRow, case_key
+from supercl_core.cache.cases import CaseRow, case_key
+from supercl_core.cache.writer import write_case
 from supercl_core.errors import SuperCLError, storage_error
+from supercl_core.formats.case_files import read_image, read_label_map
+from supercl_core.formats.volumes import Volume
 from supercl_core.locks import check_lock
 from supercl_core.memory import keep_freed_memory
 from supercl_core.sources import CaseSource
-from supercl_core.volumes import Volume, read_volume
 
 _NOT_THE_CASE: Final = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Refusals of the system that no file of a case is the reason of, as its files are only read."""
@@ -85,6 +86,25 @@ def compile_kernels(
     kind = (config, num_channels, *(array.dtype for array in arrays))
     if kind in _compiled:
         return
+    with _one_at_a_time(), suppress(SuperCLError):  # said when the whole case is computed
+        process_case(
+            middle_slices(image, 1),
+            label and middle_slices(label, 1),
+            config=config,
+            num_channels=num_channels,
+            num_classes=num_classes,
+        )
+    _compiled.add(kind)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait until no other process of this user on this machine is in here; on Windows all of them compile."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
     with open(
         Path(tempfile.gettempdir()) / f"supercl-kernels-{os.getuid()}.lock",
         "a",
@@ -92,15 +112,7 @@ def compile_kernels(
         opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o600),
     ) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, or by the death of the process
-        with suppress(SuperCLError):  # said when the whole case is computed
-            process_case(
-                middle_slices(image, 1),
-                label and middle_slices(label, 1),
-                config=config,
-                num_channels=num_channels,
-                num_classes=num_classes,
-            )
-    _compiled.add(kind)
+        yield
 
 
 def middle_slices(volume: Volume, num_slices: int) -> Volume:
@@ -111,8 +123,8 @@ def middle_slices(volume: Volume, num_slices: int) -> Volume:
 
 def _computed(case: CaseSource, config: PreprocessConfig, num_channels: int, num_classes: int) -> CaseArrays:
     """The arrays of a case; its volumes, where these are others, are gone when it returns."""
-    label = None if case.label_path is None else read_volume(case.label_path)
-    image = read_volume(case.image_path)
+    label = read_label_map(case)
+    image = read_image(case)
     compile_kernels(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
     return process_case(image, label, config=config, num_channels=num_channels, num_classes=num_classes)
 
@@ -121,6 +133,6 @@ def _check_unchanged(case: CaseSource, stamp: list[list[int]]) -> None:
     if source_stamp(case) != stamp:
         raise SuperCLError(
             "The case's files changed while they were read.",
-            where=case.image_path,
+            where=case.name,
             next_step="Run the same command again once nothing writes to them.",
         )

@@ -7,7 +7,10 @@ a command of the other half says which extra to install. Errors of a user become
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
+import traceback
 from typing import Any, Final, NamedTuple
 
 import click
@@ -19,12 +22,20 @@ class _Entry(NamedTuple):
     module: str
     extra: str
     help: str
+    resumes: bool = False
+    """Whether the same command goes on where it was stopped."""
+
+    def summary(self) -> str:
+        """One line for the list of commands."""
+        return f"{self.help} Resumes." if self.resumes else self.help
 
 
 # In the order in which a user meets them.
 COMMANDS: Final = {
     "phantom": _Entry("preprocess.commands", "preprocess", "Write a labelled data set of synthetic anatomy."),
-    "preprocess": _Entry("preprocess.commands", "preprocess", "Volumes in, superpixel cache out (resumes)."),
+    "preprocess": _Entry(
+        "preprocess.commands", "preprocess", "Volumes in, superpixel cache out.", resumes=True
+    ),
     "verify": _Entry("supercl_core.commands", "", "Check every checksum and invariant of a cache."),
     "repair": _Entry("preprocess.commands", "preprocess", "Compute damaged cases of a cache again."),
     "weak-labels": _Entry(
@@ -35,18 +46,21 @@ COMMANDS: Final = {
     ),
     "inspect": _Entry("supercl_core.commands", "", "Show what a cache holds."),
     "view": _Entry("supercl_core.commands", "", "Draw a slice or a whole case of a cache."),
-    "pack": _Entry("supercl_core.commands", "", "Write a cache as a compressed archive (resumes)."),
-    "unpack": _Entry("supercl_core.commands", "", "Write the cache that an archive holds (resumes)."),
+    "pack": _Entry("supercl_core.commands", "", "Write a cache as a compressed archive.", resumes=True),
+    "unpack": _Entry("supercl_core.commands", "", "Write the cache that an archive holds.", resumes=True),
     "describe": _Entry("train.commands", "train", "Store descriptors of every slice, from an encoder."),
     "split": _Entry("supercl_core.commands", "", "Write a random split of a cache's labelled cases."),
-    "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache (resumes)."),
-    "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network (resumes)."),
+    "pretrain": _Entry("train.commands", "train", "Pre-train an encoder on a cache.", resumes=True),
+    "finetune": _Entry("train.commands", "train", "Fine-tune a segmentation network.", resumes=True),
     "evaluate": _Entry(
         "train.scoring_commands", "train", "Score a run's test cases, or others' predictions."
     ),
-    "predict": _Entry("train.scoring_commands", "train", "Segment volumes with a fine-tuned run (resumes)."),
-    "study": _Entry("train.study.commands", "train", "Compare methods over counts and seeds (resumes)."),
+    "predict": _Entry(
+        "train.scoring_commands", "train", "Segment volumes with a fine-tuned run.", resumes=True
+    ),
+    "study": _Entry("train.study.commands", "train", "Compare methods over counts and seeds.", resumes=True),
     "report": _Entry("train.commands", "train", "Write one HTML page on runs or a study."),
+    "export": _Entry("train.export.commands", "train", "Write a trained network for another framework."),
     "doctor": _Entry("supercl_core.commands", "", "Show versions, devices and what is missing."),
 }
 
@@ -56,7 +70,7 @@ Exit codes:
   1    failure
   2    wrong usage
   3    some cases failed (listed), the others are done
-  4    cache incomplete, or not the one asked for
+  4    cache incomplete, damaged, in use, or not the one asked for
   5    preempted; a checkpoint is written
   130  interrupted
 """
@@ -79,6 +93,15 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (KeyboardInterrupt, click.Abort):
+            entry = COMMANDS.get(ctx.invoked_subcommand or "")
+            how = "goes on where it stopped" if entry and entry.resumes else "starts anew"
+            click.echo(f"interrupted; the same command {how}", err=True)
+            sys.exit(130)
+        except (SuperCLError, OSError):
+            if ctx.params["verbose"]:
+                traceback.print_exc()
+            raise
         except ModuleNotFoundError as error:
             # Commands import what is heavy when they run, so a missing half shows up here.
             name = ctx.invoked_subcommand or ""
@@ -104,22 +127,33 @@ class _Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+            formatter.write_dl([(name, entry.summary()) for name, entry in COMMANDS.items()])
 
 
 @click.group(cls=_Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="supercl", prog_name="supercl")
-def supercl() -> None:
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Also show where an error arose, and the logs of libraries."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes: only results and errors.")
+@click.pass_context
+def supercl(context: click.Context, verbose: bool, quiet: bool) -> None:
     """Superpixel-guided contrastive pre-training for medical image segmentation.
 
     \b
     The road:  phantom -> preprocess -> pretrain -> finetune -> evaluate -> report
     Results go to stdout, progress and logs to stderr. `supercl COMMAND --help` explains a command.
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with one of the documented codes."""
+    # Worker processes would look for modules in the working folder first, which may be that of the data.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         supercl.main(args=arguments, prog_name="supercl", standalone_mode=False)
     except SuperCLError as error:

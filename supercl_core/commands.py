@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supercl_core.errors import printable
+from supercl_core.options import json_option
 
 if TYPE_CHECKING:
-    from supercl_core.cache_reader import Cache
-    from supercl_core.forms import Conversion
+    from supercl_core.archive.forms import Conversion
+    from supercl_core.cache.reader import Cache
 
 
 @click.command()
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="With --pairs: draw components of the (first) labels.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def inspect(
     cache: Path,
     case: str | None,
@@ -63,8 +63,8 @@ def inspect(
               supercl inspect heart.zarr la_003 --json
               supercl inspect heart.zarr --pairs --split heart_split.json --gallery pairs.png
     """
-    from supercl_core import inspection
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
+    from supercl_core.showing import inspection
 
     options = {"--labels": labels, "--batch-size": batch_size, "--split": split, "--gallery": gallery}
     _check_pairs_options(pairs, case, {name: value for name, value in options.items() if value is not None})
@@ -108,7 +108,8 @@ def _inspect_pairs(
 
     from rich.console import Console
 
-    from supercl_core import pair_audit
+    from supercl_core.messages import note
+    from supercl_core.showing import pair_audit
     from supercl_core.splits import read_split
 
     test_case_ids: tuple[str, ...] = ()
@@ -122,13 +123,13 @@ def _inspect_pairs(
         stale = [other for other in stored if cache.is_stale("weak_labels", other)]
         names = [other for other in stored if other not in stale] or names
         if stale:
-            click.echo(printable(f"note: stale, left out: {', '.join(stale)}"), err=True)
+            note(f"stale, left out: {', '.join(stale)}")
     labels = [cache.weak_labels(one) for one in names]
     audits = [
         pair_audit.audit(cache, one, batch_size=batch_size, test_case_ids=test_case_ids) for one in labels
     ]
     if gallery is not None:
-        from supercl_core.pair_gallery import write_gallery
+        from supercl_core.showing.pair_gallery import write_gallery
 
         write_gallery(gallery, cache, labels[0], batch_size=batch_size, test_case_ids=test_case_ids)
     if as_json:
@@ -163,7 +164,7 @@ def view(cache: Path, case: str, z: int | None, as_page: bool, output: Path | No
     Example:  supercl view heart.zarr la_003 60
               supercl view heart.zarr la_003 --html -o la_003.html
     """
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.errors import UsageError
 
     opened = open_cache(cache).case(case)
@@ -180,11 +181,11 @@ def view(cache: Path, case: str, z: int | None, as_page: bool, output: Path | No
     path = output or Path(case + suffix if as_page else f"{case}_z{z}{suffix}")
     _check_suffix(path, suffix)
     if as_page:
-        from supercl_core.view_page import write_page
+        from supercl_core.showing.view_page import write_page
 
         write_page(path, opened, z)
     else:
-        from supercl_core.view import write_contact_sheet
+        from supercl_core.showing.view import write_contact_sheet
 
         assert z is not None
         write_contact_sheet(path, opened, z)
@@ -194,7 +195,7 @@ def view(cache: Path, case: str, z: int | None, as_page: bool, output: Path | No
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one a core].")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def verify(cache: Path, workers: int | None, as_json: bool) -> None:
     """Check all of CACHE: files, checksums, shard indexes, metadata, tables, superpixels and weak labels.
 
@@ -208,11 +209,12 @@ def verify(cache: Path, workers: int | None, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from supercl_core import verification
+    from supercl_core.checks import verification
     from supercl_core.errors import CacheError
+    from supercl_core.machine import num_cores
     from supercl_core.progress import progress
 
-    num_workers = workers or _num_cores()
+    num_workers = workers or num_cores()
     with progress("verify", total=verification.num_committed(cache), unit="cases") as advance:
         found = verification.verify(cache, num_workers=num_workers, on_case=advance)
     if as_json:
@@ -245,9 +247,10 @@ def pack(cache: Path, archive: Path, workers: int | None) -> None:
     Example:  supercl pack heart.zarr heart.zip
               supercl unpack heart.zip heart.zarr
     """
-    from supercl_core import forms
+    from supercl_core.archive import forms
+    from supercl_core.machine import num_cores
 
-    done = forms.pack(cache, archive, num_workers=workers or _num_cores())
+    done = forms.pack(cache, archive, num_workers=workers or num_cores())
     click.echo(f"{archive}: {_conversion(done)}")
 
 
@@ -264,9 +267,10 @@ def unpack(archive: Path, cache: Path, workers: int | None) -> None:
     \b
     Example:  supercl unpack heart.zip heart.zarr
     """
-    from supercl_core import forms
+    from supercl_core.archive import forms
+    from supercl_core.machine import num_cores
 
-    done = forms.unpack(archive, cache, num_workers=workers or _num_cores())
+    done = forms.unpack(archive, cache, num_workers=workers or num_cores())
     click.echo(f"{cache}: {_conversion(done)}")
 
 
@@ -287,10 +291,11 @@ def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
     Example:  supercl split heart.zarr heart_split.json
               supercl finetune heart.zarr runs/scratch --split heart_split.json --labelled 2 --init scratch
     """
-    from supercl_core.cache_reader import open_cache
-    from supercl_core.cases import identical_cases
-    from supercl_core.errors import UsageError
-    from supercl_core.splits import some_of, write_random_split
+    from supercl_core.cache.cases import identical_cases
+    from supercl_core.cache.reader import open_cache
+    from supercl_core.errors import UsageError, some_of
+    from supercl_core.messages import note
+    from supercl_core.splits import write_random_split
 
     if not 0 < test_fraction < 1:
         raise UsageError(
@@ -302,16 +307,40 @@ def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
     rows = open_cache(cache).done
     num_test, num_train = write_random_split(file, rows, test_fraction=test_fraction, seed=seed)
     for identical in identical_cases([row for row in rows if row.has_ground_truth]):
-        click.echo(f"note: cases of identical content stay together: {some_of(identical)}", err=True)
+        note(f"cases of identical content stay together: {some_of(identical)}")
     click.echo(f"{file}: {num_test} cases for testing, {num_train} for training")
 
 
 @click.command()
-def doctor() -> None:
-    """Show versions, accelerators, free disk, and what is missing for which command."""
-    from supercl_core.doctor import report
+@click.argument(
+    "folder", required=False, default=".", type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@json_option
+def doctor(folder: Path, as_json: bool) -> None:
+    """Show what this machine and this installation have, and what is missing for which command.
 
-    _print_rows(report())
+    Cores and threads with what limits them, memory, GPUs, versions; free space of FOLDER [default: here] and how fast
+    it takes a file of 32 MiB, which is removed. Problems come first (exit code 1). A half that is not installed is
+    none: a node often needs only one.
+
+    \b
+    Example:  supercl doctor /scratch
+              supercl doctor --json | jq .extras.train.missing
+    """
+    from supercl_core.doctor import examine, problems, rows
+    from supercl_core.errors import SuperCLError
+
+    facts = examine(folder)
+    found = list(problems(facts))
+    if as_json:
+        listed = [{"what": what, "next_step": next_step} for what, next_step in found]
+        click.echo(json.dumps({"problems": listed, **facts}, indent=1))
+    else:
+        _print_rows(rows(facts))
+    if found:
+        raise SuperCLError(
+            f"Problems: {len(found)}.", next_step="Mend what the first lines above say; the rest is in order."
+        )
 
 
 def _check_suffix(path: Path, suffix: str) -> None:
@@ -326,11 +355,6 @@ def _check_suffix(path: Path, suffix: str) -> None:
             found=path.suffix or "no ending",
             next_step=f"Name it {path.stem}{suffix}, for example.",
         )
-
-
-def _num_cores() -> int:
-    """Cores that this process may use, where the system tells them, else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _conversion(done: Conversion) -> str:

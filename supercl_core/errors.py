@@ -76,6 +76,11 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join(char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text)
 
 
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """The first of the names, at most so many, and how many more there are: for messages."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def _rebuild(
     kind: type[ErrorT], what: str, where: object, expected: object, found: object, next_step: str
 ) -> ErrorT:

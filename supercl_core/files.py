@@ -9,13 +9,14 @@ Called wherever something of ours reaches the disk or comes from it, volumes and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield wip
-        with wip.open("rb") as written:
+        with wip.open("r+b") as written:  # Windows syncs nothing that is open for reading only
             os.fsync(written.fileno())  # a rename may reach the disk before the content it names
         wip.replace(path)
     finally:
@@ -74,13 +75,28 @@ def replace_folder(wip: Path, path: Path) -> None:
         wip.rename(path)
 
 
+def sync() -> None:
+    """Have what was written so far on the disk, where the system can (Windows cannot)."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
+def digest_of(paths: Iterable[Path], prefix: bytes = b"") -> str:
+    """SHA-256 (hex) over `prefix` and the SHA-256 of each file, in order. Raises OSError where one cannot be read."""
+    total = hashlib.sha256(prefix)
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
 def read_text(path: Path, *, limit_bytes: int) -> str:
     """The text of a regular UTF-8 file of at most `limit_bytes`; a byte order mark is left out.
 
     Raises OSError where the file cannot be opened, and ValueError for a pipe, a device or a folder, for a larger file
     and for other bytes than UTF-8.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
+    with open(path, "rb", opener=without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
@@ -148,8 +164,10 @@ def check_plain(value: Any, levels: int = DEEPEST) -> None:
         raise ValueError(f"the number {value}")
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block for ever
+def without_waiting(path: str | Path, flags: int) -> int:
+    """Open a file as `os.open` does, for the built-in `open`; a pipe without a writer would block for ever."""
+    # Windows has no pipes among its files, and two kinds of files.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from supercl_core.errors import SuperCLError
 _LARGEST_ERROR: Final = 1e-3
 """Of what is stored in single precision, as a part of the volume's range: a thousand greys at least are left."""
 
-_PERCENTILES: Final = (0.5, 99.5)
+PERCENTILES: Final = (0.5, 99.5)
 """Window of the training's normalisation, in percent of the voxels of a channel."""
 
 
@@ -116,7 +116,7 @@ def volume_window(image: StoredImage) -> np.ndarray:
 
 
 def _window(channel_ZYX: np.ndarray) -> tuple[float, float, float, float]:
-    places = [(channel_ZYX.size - 1) * (percent / 100) for percent in _PERCENTILES]
+    places = [(channel_ZYX.size - 1) * (percent / 100) for percent in PERCENTILES]
     ranks = [rank for place in places for rank in (math.floor(place), math.ceil(place))]
     ordered = np.partition(channel_ZYX, ranks, axis=None)[ranks].astype(np.float64)
     low, high = (

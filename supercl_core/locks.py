@@ -56,6 +56,8 @@ class Owner:
             return bool(self.boot and here.boot)
         if self.pid_namespace != here.pid_namespace:
             return False
+        if sys.platform == "win32":
+            return False  # there, the signal 0 ends a process
         try:
             with suppress(PermissionError):  # it is there, and another user's
                 os.kill(self.pid, 0)

@@ -7,6 +7,7 @@ the middle of the computation. Called by the workers of preprocessing and by tra
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import cache
 from typing import Final
 
@@ -22,7 +23,8 @@ def keep_freed_memory(limit_bytes: int | None = None) -> None:
 
     With a limit, blocks above 32 MiB are still handed back. Elsewhere than on glibc nothing happens.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    # On Windows there is no library without a name.
+    set_option = None if sys.platform == "win32" else getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:
         return
     if limit_bytes is None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from supercl_core.messages import is_quiet
+
 LOG_INTERVAL_S: Final = 30.0
 WIDE: Final = 120
 """Columns of a terminal from which on the bar is a long one, and still leaves room for the notes of training."""
@@ -23,9 +25,9 @@ class Advance(Protocol):
 def progress(title: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> Iterator[Advance]:
     """Show how far a loop over `total` units is; `done` of them were finished by an earlier run.
 
-    Of several processes in step, all but one leave it to that one (`shown`).
+    Of several processes in step, all but one leave it to that one (`shown`). `supercl --quiet` shows nothing.
     """
-    if not shown:
+    if not shown or is_quiet():
         yield lambda count=1, *, note="": None
     elif sys.stderr.isatty():
         with _bar(title, total=total, unit=unit, done=done) as advance:

@@ -1,10 +1,11 @@
 """Splits: which cases are labelled for fine-tuning and which are kept for testing.
 
 A split file is JSON: `{"labelled": {"2": [key, key], "4": [...]}, "test": [key, ...]}`, or several of these under
-the names of their data sets, as in the published list. A key is a case id, or a number as the publication uses
-it: for a task of the Medical Segmentation Decathlon the index of the case in sorted order, for ACDC the patient
-(both frames). Cases with identical content are one case under several names: this module also says where that
-would let a test case into training. Called by training; `supercl split` writes a new file.
+the names of their data sets. The text in which the authors published theirs is read too (`published_splits`).
+A key is a case id, or a number as the publication uses it: where cases are named like `patient007_frame01` (ACDC,
+MM-WHS, HVSMR, CHAOS) the patient, with all its cases; else the index of the case in sorted order. Cases with identical
+content are one case under several names: this module also says where that would let a test case into training. Called
+by training; `supercl split` writes a new file.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from supercl_core.cases import CaseRow, patient_number, patients
-from supercl_core.errors import UsageError
-from supercl_core.files import read_json, write_json
+from supercl_core import published_splits
+from supercl_core.cache.cases import CaseRow, patient_number, patients
+from supercl_core.errors import UsageError, some_of
+from supercl_core.files import parse_json, read_text, write_json
 
 Key = int | str
 
@@ -41,7 +43,8 @@ class Split:
     test: tuple[str, ...]
     """Cases that only evaluation may look at."""
     num_labelled_keys: int
-    """Labelled keys asked for, or those of "all" in the unit of the file; an ACDC number stands for two cases."""
+    """Labelled keys asked for, or those of "all" in the unit of the file; a patient's number may stand for several
+    cases."""
 
     def __post_init__(self) -> None:
         both = sorted(set(self.test) & set(self.labelled))
@@ -205,25 +208,18 @@ def write_random_split(
     return len(test), len(train)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first of the names, and how many more there are: for messages."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _section(file: str, data_set: str) -> dict[str, Any]:
     path, section_name = Path(file), ""
     try:
         if not path.exists() and ":" in file:
             text, _, section_name = file.rpartition(":")
             path = Path(text)
-        content = read_json(path, limit_bytes=LARGEST_FILE_BYTES)
-        if not isinstance(content, dict):
-            raise ValueError(f"a JSON {type(content).__name__}")
+        content = _content(path)
     except (OSError, ValueError) as error:
         raise UsageError(
             "The split cannot be read.",
             where=path,
-            expected='a JSON file such as {"labelled": {"2": [...]}, "test": [...]}',
+            expected='a JSON file such as {"labelled": {"2": [...]}, "test": [...]}, or the authors\' text',
             found=error,
             next_step="Check the path, or write one with `supercl split CACHE FILE`.",
         ) from error
@@ -249,6 +245,17 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
             next_step="Mend the file, or write one with `supercl split CACHE FILE`.",
         )
     return section
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a split file: JSON, or the text of the authors, which starts with no brace."""
+    text = read_text(path, limit_bytes=LARGEST_FILE_BYTES)
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return published_splits.parse(text)
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError(f"a JSON {type(content).__name__}")
+    return content
 
 
 def _well_formed(section: dict[str, Any]) -> bool:

@@ -95,6 +95,13 @@ def tiny_cases() -> Cases:
     }
 
 
+@pytest.fixture(autouse=True)
+def paths_as_before() -> Iterator[None]:
+    """The command line keeps its processes out of the working folder; those of other tests may look there."""
+    yield
+    os.environ.pop("PYTHONSAFEPATH", None)
+
+
 @pytest.fixture(scope="session")
 def write_volume() -> Callable[..., Path]:
     return write_volume_file

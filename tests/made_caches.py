@@ -3,10 +3,11 @@
 import numpy as np
 import references
 
-from supercl_core import cache_writer, provenance
-from supercl_core.cache_reader import open_cache
-from supercl_core.cases import CaseRow
-from supercl_core.schema import ASP_GRID
+from supercl_core import provenance
+from supercl_core.cache import writer as cache_writer
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.schema import ASP_GRID
 
 GEOMETRY = {
     "spacing_mm": [1.0, 1.0, 1.0],

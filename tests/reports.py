@@ -9,10 +9,10 @@ import numpy as np
 from browser import found_by
 from scipy.ndimage import gaussian_filter
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.schema import ASP_GRID
+from supercl_core.formats.volumes import write_label_map
 from supercl_core.intensity import rescale_slice
-from supercl_core.schema import ASP_GRID
-from supercl_core.volumes import write_label_map
 from train.metrics import MISSING_RULE, score_case, summarise
 from train.paper_protocol import PaperScores
 from train.runs import FORMAT_VERSION, content_digests, describe_cache

@@ -39,9 +39,9 @@ from stress_rounds import (
 )
 
 from supercl_core import provenance
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
+from supercl_core.checks.verification import verify
 from supercl_core.progress import progress
-from supercl_core.verification import verify
 
 LANES: Final = 3
 """Rounds at a time: a run on small cases mostly waits for processes to start and end."""

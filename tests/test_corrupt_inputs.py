@@ -16,7 +16,7 @@ import pytest
 
 from preprocess import run
 from preprocess.runner import RunResult
-from supercl_core.cache_reader import Cache, open_cache
+from supercl_core.cache.reader import Cache, open_cache
 
 ARRAYS = ("image", "superpixels", "asp", "ground_truth")
 

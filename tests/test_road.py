@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 
 TINY = ("--set", "filters=4", "--set", "batch_size=4", "--set", "log_every=2", "--set", "device=cpu")
 

@@ -15,7 +15,7 @@ import stress
 from cache_bytes import changed_cases, content, differences, stamps
 from stress_rounds import ENVIRONMENT, Reference
 
-from supercl_core import verification
+from supercl_core.checks import verification
 
 
 @pytest.mark.slow

@@ -6,7 +6,13 @@ training; `train.load_encoder` moves a pre-trained encoder into a network.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.data import SliceDataset
+    from train.finetuning import finetune
+    from train.models.weights import load_encoder
+    from train.pretraining import pretrain
 
 __all__ = ["SliceDataset", "finetune", "load_encoder", "pretrain"]
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.cases import patient_number
+from supercl_core.cache.cases import patient_of
 
 NUM_RESAMPLES: Final = 10_000
 """Bootstrap resamples behind an interval."""
@@ -146,9 +146,8 @@ def mean_interval(
 
     scored = ~np.isnan(values_SCK).all(axis=(0, 2))
     values = values_SCK[:, scored]
-    numbers = [(case_id, patient_number(case_id)) for case_id in np.array(case_ids)[scored]]
     patients = np.unique(
-        [str(case_id if of is None else of) for case_id, of in numbers], return_inverse=True
+        [patient_of(case_id) for case_id in np.array(case_ids)[scored]], return_inverse=True
     )[1]
     num_seeds, num_patients = len(values), len(np.unique(patients))
     if num_patients < LEAST_PATIENTS:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+
+from supercl_core.messages import next_command, note
+from supercl_core.options import json_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -124,9 +128,7 @@ def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_si
               supercl describe heart.zarr --encoder runs/first
               supercl weak-labels heart.zarr --descriptors first
     """
-    import shlex
-
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from train.descriptors import store_descriptors
     from train.device import select_device
 
@@ -135,8 +137,8 @@ def describe(cache: Path, encoder: Path, name: str | None, device: str, batch_si
     stored = store_descriptors(
         opened, encoder, name=name, device=select_device(device), batch_size=batch_size
     )
-    next_command = shlex.join(["supercl", "weak-labels", str(cache), "--descriptors", stored])
-    click.echo(f"{cache}: descriptors {stored!r} of {opened.num_slices:,} slices; next: {next_command}")
+    click.echo(f"{cache}: descriptors {stored!r} of {opened.num_slices:,} slices")
+    next_command("weak-labels", cache, "--descriptors", stored)
 
 
 @click.command(cls=_WithSettings)
@@ -166,9 +168,10 @@ def pretrain(
     Example:  supercl pretrain heart.zarr runs/pretrain --split heart_split.json
               torchrun --nproc-per-node 4 --no-python supercl pretrain heart.zarr runs/pretrain
     """
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.config import resolve
-    from supercl_core.splits import of_same_patients, read_split, some_of
+    from supercl_core.errors import some_of
+    from supercl_core.splits import of_same_patients, read_split
     from train import distributed
     from train.methods import PRESETS, PretrainConfig
     from train.pretraining import pretrain as start
@@ -185,10 +188,12 @@ def pretrain(
         excluded = read_split(split, ids, data_set=opened.name, num_labelled=None).test
     with distributed.process_group():
         if (others := of_same_patients(opened.rows, excluded)) and distributed.rank() == 0:
-            _note(f"also left out, as cases of a test patient or of identical content: {some_of(others)}")
+            note(f"also left out, as cases of a test patient or of identical content: {some_of(others)}")
         weights_path = start(opened, run, config=config, excluded=excluded)
         if distributed.rank() == 0:
             click.echo(f"{weights_path}: encoder after {read_run(run)['config']['steps']} steps")
+            given = split or "FILE"
+            next_command("finetune", cache, "RUN", "--init", run, "--split", given, "--labelled", "N")
 
 
 @click.command(cls=_WithSettings)
@@ -228,7 +233,7 @@ def finetune(
     Example:  supercl finetune heart.zarr runs/pretrained --init runs/pretrain \\
                   --split heart_split.json --labelled 2
     """
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.config import resolve
     from supercl_core.splits import read_split
     from train.finetuning import finetune as start
@@ -245,19 +250,22 @@ def finetune(
     weights_path = start(opened, run, split=cases, init=init, config=config)
     described = read_run(run)
     if seen := described["unlabelled_test_cases_seen"]:
-        _note(f"{seen} of {len(cases.test)} test cases were among the pre-training images (without labels)")
+        note(f"{seen} of {len(cases.test)} test cases were among the pre-training images (without labels)")
     steps, num_cases = described["config"]["steps"], len(described["cases"]["train"])
     click.echo(f"{weights_path}: network after {steps} steps on {num_cases} labelled cases")
+    next_command("evaluate", run, cache)
 
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=_PATH)
 @click.option("-o", "--output", required=True, type=_PATH, help="The page to write.")
 @click.option("--cache", type=_PATH, help="The cache, where it has moved since the runs.")
-def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
+@json_option
+def report(paths: tuple[Path, ...], output: Path, cache: Path | None, as_json: bool) -> None:
     """Write one self-contained HTML page on one or more runs, or on one study, and print how they compare.
 
-    The first fine-tuned run is the baseline of the comparison of runs. What a study has by now is gathered anew.
+    The first fine-tuned run is the baseline of the comparison of runs. What a study has by now is gathered anew; its
+    JSON is that of OUT/results.json.
 
     \b
     Example:  supercl report runs/scratch runs/pretrained runs/pretrain -o report.html
@@ -272,17 +280,19 @@ def report(paths: tuple[Path, ...], output: Path, cache: Path | None) -> None:
 
     results = update_results(paths[0]) if is_study(paths[0]) else None
     write_report(list(paths), output, cache_path=cache)
-    if results is not None:
+    evaluated = [path for path in paths if (path / "evaluation.json").exists()]
+    compared = compare(evaluated) if results is None and evaluated else None
+    if as_json and results is not None:
+        click.echo((paths[0] / "results.json").read_text(encoding="utf-8"), nl=False)
+    elif as_json:
+        click.echo(json.dumps(compared and dataclasses.asdict(compared), indent=1))
+    elif results is not None:
         Console().print(render_results(results))
-    elif evaluated := [path for path in paths if (path / "evaluation.json").exists()]:
-        Console().print(render_table(compare(evaluated)))
-    click.echo(f"report: {output}")
+    elif compared is not None:
+        Console().print(render_table(compared))
+    click.echo(f"report: {output}", err=as_json)
 
 
 def _say_missing(cache: Any) -> None:
     if cache.failed:
-        _note(f"{len(cache.failed)} cases failed in preprocessing and are missing here")
-
-
-def _note(text: str) -> None:
-    click.echo(f"note: {text}", err=True)
+        note(f"{len(cache.failed)} cases failed in preprocessing and are missing here")

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supercl_core.cache_reader import Cache, CachedCase
-from supercl_core.cases import CaseRow
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.mapped_shard import MappedShard
+from supercl_core.cache.reader import Cache, CachedCase
+from supercl_core.cache.schema import STATISTICS
 from supercl_core.errors import CacheError, UsageError
-from supercl_core.mapped_shard import MappedShard
-from supercl_core.schema import STATISTICS
 
 MAX_PATCH: Final = 512
 """Largest side of a patch chosen by itself (published: 512 x 512)."""

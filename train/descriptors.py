@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from supercl_core import provenance
-from supercl_core.cache_reader import Cache, open_cache
-from supercl_core.cache_writer import write_descriptors
-from supercl_core.cases import case_id_problem
+from supercl_core.cache.cases import case_id_problem
+from supercl_core.cache.reader import Cache, open_cache
+from supercl_core.cache.schema import ASP_GRID
+from supercl_core.cache.weak_labels import INTENSITY, LINKED, grid_positions
+from supercl_core.cache.writer import write_descriptors
 from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.locks import check_lock, hold
 from supercl_core.progress import progress
-from supercl_core.schema import ASP_GRID
-from supercl_core.weak_labels import INTENSITY, LINKED, grid_positions
 from train.data import adjacent_indices, normalisation_window, normalise_images
 from train.models.backbones import UNET, build_encoder
 from train.models.unet import Backbone

@@ -15,12 +15,11 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from supercl_core import provenance
-from supercl_core.cache_reader import Cache, CachedCase
-from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, cases_failed
+from supercl_core.cache.reader import Cache, CachedCase
+from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, cases_failed, some_of
 from supercl_core.files import write_json, write_text
+from supercl_core.formats.volumes import write_label_map
 from supercl_core.progress import progress
-from supercl_core.splits import some_of
-from supercl_core.volumes import write_label_map
 from train import runs
 from train.data import automatic_patch_size, normalisation_window
 from train.device import select_device
@@ -103,10 +102,10 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Score label maps that were made elsewhere; return what is written to `PREDICTIONS/evaluation.json` and `.csv`.
 
-    A file belongs to the case that it is named like (without its ending, and without the `_0000` of nnU-Net), in
-    any format that `supercl_core.volumes` reads, in the geometry of the case's source. `case_ids`: the cases to score,
-    None takes all with ground truth; no other label is read. `crop` adds the scores of the published code within so
-    many rows and columns. `output_path`: the JSON file to write instead.
+    A file belongs to the case that it is named like (without its ending, and without the `_0000` of nnU-Net), in any
+    format that `supercl_core.formats.volumes` reads, in the geometry of the case's source. `case_ids`: the cases to
+    score, None takes all with ground truth; no other label is read. `crop` adds the scores of the published code within
+    so many rows and columns. `output_path`: the JSON file to write instead.
 
     Beside what `evaluate` gives, `failed` lists the cases without a score (case and reason), and `unused` the files
     that belong to none of the cases. Raises CasesFailedError, and writes nothing, where no case could be scored.

@@ -17,10 +17,11 @@ from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from supercl_core.cache_reader import Cache
+from supercl_core.cache.reader import Cache
 from supercl_core.config import as_dict
-from supercl_core.errors import UsageError
-from supercl_core.splits import Split, check_patients, fold_numbers, some_of
+from supercl_core.errors import UsageError, some_of
+from supercl_core.messages import note
+from supercl_core.splits import Split, check_patients, fold_numbers
 from train import runs
 from train.augment import geometric_view, intensity_view
 from train.averaging import WeightAverage
@@ -34,13 +35,13 @@ from train.data import (
 )
 from train.device import prepare, resolve_precision, select_device
 from train.inference import InferenceSettings, segment, single_component_classes
+from train.lineage import read_lineage
 from train.loop import fit
 from train.metrics import dice
 from train.models.backbones import build_encoder
 from train.models.unet import UNet
 from train.models.weights import WEIGHTS_NAME, load_pretrained, read_metadata, read_weights, save_weights
 from train.recipes import FinetuneConfig
-from train.run_log import note
 from train.sampling import SliceOrder
 
 SCRATCH: Final = "scratch"
@@ -117,7 +118,7 @@ def finetune(
         precision=config.precision,
     )
     model = {"backbone": config.backbone, "in_channels": in_channels, "filters": config.filters}
-    lineage = _lineage(init)
+    lineage = [] if init == SCRATCH else read_lineage(init)
     _check_lineage(lineage, init, [*split.test, *validation_ids], cache)
     run = runs.start_run(
         run_path,
@@ -131,7 +132,7 @@ def finetune(
             "cases": {"train": train_ids, "validation": validation_ids, "test": list(split.test)},
             "content_digests": runs.content_digests(cache, split.labelled),
             "split": {"file": split.file, "labelled": split.num_labelled_keys},
-            "init": None if report is None else report.as_dict(),
+            "init": None if report is None else asdict(report),
             "lineage": lineage,
             "unlabelled_test_cases_seen": len(_known_to(lineage, "pretrain", split.test, cache)),
             "weak_labels": None,
@@ -271,16 +272,6 @@ def _truths(cache: Cache, case_ids: Sequence[str]) -> Iterator[np.ndarray]:
     """The classes of each case, uint8 (z, y, x)."""
     for case_id in case_ids:
         yield cache.case(case_id).read("ground_truth", slice(None))
-
-
-def _lineage(init: str) -> list[dict[str, Any]]:
-    """What the weights `init` have learned from, run by run, the last one last; nothing for foreign weights."""
-    run_path = Path(init) if Path(init).is_dir() else Path(init).parent
-    if init == SCRATCH or not (run_path / "run.json").is_file():
-        return []
-    run = runs.read_run(run_path)
-    own = {"kind": run["kind"], "data_set": run["cache"]["name"], "content_digests": run["content_digests"]}
-    return [*run["lineage"], own]
 
 
 def _known_to(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from supercl_core.cache.weak_labels import MIN_COMPONENTS
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.weak_labels import MIN_COMPONENTS
 
 BLOCK_ROWS: Final = 2048
 """Rows of one block of the similarity matrix: 16 MiB of float32."""

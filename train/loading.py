@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 import torch
 
+from supercl_core.messages import note
 from train.data import Batch, SliceDataset, StoredBatch, normalise
-from train.run_log import note
 from train.sampling import SliceOrder
 
 NUM_THREADS: Final = 4

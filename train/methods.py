@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from supercl_core.weak_labels import LinkRule
+from supercl_core.cache.weak_labels import LinkRule
 from train.augment import AugmentConfig
 from train.loop import LoopConfig
 from train.pairs import AspDivisor, InstanceRule, PixelSampling, ViewPairs

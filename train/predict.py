@@ -10,9 +10,9 @@ what is not done. It is written after the segmentation: where both do not agree,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,18 @@ import numpy as np
 import torch
 
 from supercl_core import sources
-from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, printable
-from supercl_core.files import parse_json, read_text, write_text
+from supercl_core.errors import CacheError, StorageError, SuperCLError, UsageError, printable, some_of
+from supercl_core.files import digest_of, parse_json, read_text, write_text
+from supercl_core.formats.case_files import all_files, read_headers, read_image
+from supercl_core.formats.geometry import Geometry
+from supercl_core.formats.volumes import write_label_map
 from supercl_core.intensity import to_stored, volume_window
 from supercl_core.locks import check_lock, hold
+from supercl_core.messages import note
 from supercl_core.progress import progress
 from supercl_core.sources import CaseSource
-from supercl_core.sources.base import with_usable_ids, without_suffix
-from supercl_core.splits import some_of
-from supercl_core.volume_headers import files_of, inspect_file
-from supercl_core.volumes import Geometry, read_volume, write_label_map
+from supercl_core.sources.base import with_usable_ids
+from supercl_core.sources.walk import data_suffix, stem
 from train import runs
 from train.device import select_device
 from train.inference import InferenceSettings, check_finished, load_network, segment
@@ -60,12 +62,19 @@ class Predicted:
     """Names of the other files in the output folder: of no case of the input folder. Empty for a single volume."""
 
 
-def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name: str = "auto") -> Predicted:
+def predict(
+    run_path: Path,
+    input_path: Path,
+    output_path: Path,
+    *,
+    layout: str | None = None,
+    device_name: str = "auto",
+) -> Predicted:
     """Segment one volume or all of a folder with a fine-tuned run; what is done already is left as it is.
 
-    `input_path`: a volume, or a folder in any layout of `supercl_core.sources`. Writes
-    `output_path/<case>.nii.gz`, uint8 classes in the geometry of the file, each at once and whole. Of a file that
-    cannot be segmented any more, the segmentation of an earlier call is removed.
+    `input_path`: a volume, or a folder in any layout of `supercl_core.sources`, which `layout` names where it is not to
+    be recognised. Writes `output_path/<case>.nii.gz`, uint8 classes in the geometry of the file, each at once and
+    whole. Of a file that cannot be segmented any more, the segmentation of an earlier call is removed.
 
     Raises UsageError for a run that is not fine-tuned or not finished, and for an output folder that holds something
     else or in which outputs would be inputs of the next call; CacheError where another call is writing there (`locks`);
@@ -74,7 +83,7 @@ def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name:
     """
     run = runs.read_run(run_path)
     check_finished(run, run_path)
-    cases = _cases(input_path)
+    cases = _cases(input_path, layout)
     _check_output(input_path, output_path)
     device = select_device(device_name)
     network = load_network(run, run_path).to(device)
@@ -95,8 +104,8 @@ def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name:
             try:
                 if case.problem:
                     raise SuperCLError(case.problem, next_step="Mend this entry of the folder.")
-                inspect_file(case.image_path)
-                made_of = {"input": _digest(files_of(case.image_path)), "network": network_digest}
+                read_headers(case)
+                made_of = {"input": digest_of(all_files(case)), "network": network_digest}
                 if _is_done(file, done.get(case.id), made_of):
                     num_kept += 1
                 else:
@@ -105,7 +114,7 @@ def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name:
                     )
                     check_lock(record_path, token)
                     write_label_map(file, classes_ZYX, geometry)
-                    line = {"case": case.id, **made_of, "segmentation": _digest([file])}
+                    line = {"case": case.id, **made_of, "segmentation": digest_of([file])}
                     record.write(json.dumps(line) + "\n")
                     record.flush()
                     num_predicted += 1
@@ -125,11 +134,22 @@ def predict(run_path: Path, input_path: Path, output_path: Path, *, device_name:
     )
 
 
-def _cases(input_path: Path) -> tuple[CaseSource, ...]:
+def _cases(input_path: Path, layout: str | None) -> tuple[CaseSource, ...]:
+    """The cases of the input, without their label maps."""
     if not input_path.is_file():
-        return sources.discover(input_path).cases
-    name = without_suffix(input_path.name) or input_path.name
-    return with_usable_ids([CaseSource(id=name, name=printable(input_path.name), image_path=input_path)])
+        source = sources.discover(input_path, layout)
+        note(*source.notes(input_path))
+        return tuple(dataclasses.replace(case, label_paths=()) for case in source.cases)
+    if layout is not None:
+        raise UsageError(
+            "A single volume has no layout.",
+            where=input_path,
+            expected="a folder, where a layout is named",
+            found="a file",
+            next_step="Leave --layout out, or name the folder.",
+        )
+    name = printable(input_path.name)
+    return with_usable_ids([CaseSource(id=stem(input_path.name), name=name, image_paths=(input_path,))])
 
 
 def _segmented(
@@ -140,7 +160,7 @@ def _segmented(
     Raises SuperCLError for a volume of other channels than the training data: those of its cache, since a network of
     more may have been given one of them repeatedly.
     """
-    volume = read_volume(case.image_path)
+    volume = read_image(case)
     if len(volume.array_CZYX) != run["cache"]["num_channels"]:
         raise SuperCLError(
             "The volume has another number of channels than the network was trained on.",
@@ -167,7 +187,7 @@ def _check_output(input_path: Path, output_path: Path) -> None:
         names = sorted(entry.name for entry in output.iterdir())
         if names and not any(name.startswith(RECORD_NAME) for name in names):  # the record, or its lock
             found = f"a folder with other files: {some_of(names)}"
-    elif output.exists() or without_suffix(output.name) is not None:
+    elif output.exists() or data_suffix(output.name) is not None:
         found = "a file" if output.exists() else "the name of a file"
     if found:
         raise UsageError(
@@ -183,7 +203,7 @@ def _is_done(file: Path, recorded: dict[str, Any] | None, made_of: dict[str, str
     """Whether the segmentation is there as recorded, of the same input and the same network."""
     if recorded is None or any(recorded.get(key) != digest for key, digest in made_of.items()):
         return False
-    return file.is_file() and recorded.get("segmentation") == _digest([file])
+    return file.is_file() and recorded.get("segmentation") == digest_of([file])
 
 
 def _read_record(record_path: Path) -> dict[str, dict[str, Any]]:
@@ -200,13 +220,4 @@ def _read_record(record_path: Path) -> dict[str, dict[str, Any]]:
 
 def _network_digest(run_path: Path, settings: InferenceSettings) -> str:
     """SHA-256 (hex) of all that decides what the network gives: its weights and how it is applied."""
-    return hashlib.sha256(f"{_digest([run_path / WEIGHTS_NAME])} {settings}".encode()).hexdigest()
-
-
-def _digest(files: Iterable[Path]) -> str:
-    """SHA-256 (hex) over the bytes of the files, in order."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return hashlib.sha256(f"{digest_of([run_path / WEIGHTS_NAME])} {settings}".encode()).hexdigest()

@@ -11,14 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.cache_reader import CachedCase
+from supercl_core.cache.reader import CachedCase
 from supercl_core.errors import SuperCLError, UsageError
+from supercl_core.formats.geometry import LARGEST_SHIFT, Geometry
+from supercl_core.formats.volumes import read_volume
 from supercl_core.sources import folder
 from supercl_core.sources.base import CaseSource, with_usable_ids
-from supercl_core.volumes import Geometry, read_volume
-
-LARGEST_SHIFT: Final = 0.1
-"""Of a prediction against its source, in units of the smallest spacing."""
 
 LARGEST_TURN: Final = 1e-3
 """Of a direction cosine, and of a spacing as a part of it: far above rounding, below what matters."""
@@ -60,7 +58,7 @@ def read_prediction(file: CaseSource | None, case: CachedCase, class_names: Sequ
         raise SuperCLError("There is no prediction.", next_step="Name the file like the case.")
     if file.problem:
         raise SuperCLError(file.problem, next_step="Mend this entry of the folder.")
-    volume = read_volume(file.image_path)
+    volume = read_volume(file.image_paths[0])
     expected, found = (1, *case.row.shape[1:]), volume.array_CZYX.shape
     if found != expected:
         raise SuperCLError(

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from supercl_core.cache_reader import Cache
+from supercl_core.cache.reader import Cache
+from supercl_core.cache.weak_labels import auto_level, linked
 from supercl_core.config import as_dict
 from supercl_core.errors import UsageError
+from supercl_core.messages import note
 from supercl_core.splits import cases_without
-from supercl_core.weak_labels import auto_level, linked
 from train import distributed, runs
 from train.augment import pretrain_views
 from train.data import Batch, SliceDataset, network_channels, repeat_channels, stacked_channels
@@ -40,7 +41,6 @@ from train.pairs import (
     sample_pixels,
 )
 from train.refresh import Refresh
-from train.run_log import note
 from train.sampling import SliceOrder
 
 LOSS_TERMS: Final = ("loss_ins", "loss_intra", "loss_inter")

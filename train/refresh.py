@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supercl_core.weak_labels import Linked, auto_level
+from supercl_core.cache.weak_labels import Linked, auto_level
 from train import distributed
 from train.data import SliceDataset
 from train.descriptors import describe

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from supercl_core.messages import note
 from train.runs import forget_metrics_after
 
 MUCH_WAITING: Final = 0.1
@@ -70,11 +70,6 @@ def run_log(run_path: Path, *, first_step: int, writes: bool = True) -> Iterator
             warm = warm or share is not None  # the first steps of a process wait for the first batches
 
         yield log
-
-
-def note(text: str) -> None:
-    """Say something on stderr; on a terminal it stands above the progress bar."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def live_line(values: dict[str, float], last_entry: dict[str, Any]) -> str:

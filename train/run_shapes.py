@@ -67,6 +67,9 @@ def _number(value: Any) -> bool:
 
 _SCORES: Final = dict.fromkeys(METRICS, (_number,))
 
+LINEAGE: Final = [{"kind": _text, "data_set": _text, "content_digests": {None: _text}}]
+"""What weights have learned from, run by run."""
+
 RUN: Final = {
     "name": _text,
     "status": _text,
@@ -92,7 +95,7 @@ RUN: Final = {
     "content_digests": {None: _text},
     "split": ({"file": _text, "labelled": count},),
     "init": ({"source": _text},),
-    "lineage": [{"kind": _text, "data_set": _text, "content_digests": {None: _text}}],
+    "lineage": LINEAGE,
     "unlabelled_test_cases_seen": count,
     "weak_labels": ({"name": _text, "level": count, None: _text},),
     "provenance": _object,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from supercl_core import provenance
-from supercl_core.cache_reader import Cache
+from supercl_core.cache.reader import Cache
 from supercl_core.errors import SuperCLError, UsageError
 from supercl_core.files import parse_json, read_json, read_text, write_json, write_text
 from train import run_shapes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+
+from supercl_core.options import json_option, layout_option
 
 _PATH = click.Path(path_type=Path)
 
@@ -46,6 +49,7 @@ _PATH = click.Path(path_type=Path)
     help="With PREDICTIONS: where the scores go [default: PREDICTIONS/evaluation.json].",
 )
 @click.option("--device", help="With RUN: such as cpu or cuda:1 [default: auto].")
+@json_option
 def evaluate(
     scored: Path,
     cache: Path,
@@ -55,6 +59,7 @@ def evaluate(
     crop: tuple[int, int] | None,
     output: Path | None,
     device: str | None,
+    as_json: bool,
 ) -> None:
     """Score segmentations against the ground truth in CACHE: DSC, JC, HD95 and ASD per case and class.
 
@@ -73,7 +78,7 @@ def evaluate(
     Example:  supercl evaluate runs/pretrained heart.zarr
               supercl evaluate nnunet/predictions heart.zarr --split heart_split.json
     """
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.errors import cases_failed
     from supercl_core.splits import read_split
     from train.evaluate import evaluate as evaluate_run
@@ -92,18 +97,14 @@ def evaluate(
             part=part or "test",
             crop=crop or ("patch" if protocol == "paper" else None),
         )
-        _print_scores(result)
-        click.echo(
-            f"scores: {scored / ('evaluation' if part != 'validation' else 'validation')}.json and .csv"
-        )
+        _print_scores(result, scored / ("validation" if part == "validation" else "evaluation"), as_json)
         return
     case_ids = None
     if split is not None:
         ids = [row.id for row in opened.rows]
         case_ids = read_split(split, ids, data_set=opened.name, num_labelled=None).test
     result = evaluate_folder(scored, opened, case_ids=case_ids, crop=crop, output_path=output)
-    _print_scores(result)
-    click.echo(f"scores: {(output or scored / 'evaluation.json').with_suffix('')}.json and .csv")
+    _print_scores(result, (output or scored / "evaluation.json").with_suffix(""), as_json)
     if result["unused"]:
         _note("they belong to none of the cases to score", result["unused"])
     if result["failed"]:
@@ -119,13 +120,17 @@ def evaluate(
 @click.argument("run", type=_PATH)
 @click.argument("input_path", metavar="INPUT", type=_PATH)
 @click.argument("output", metavar="OUT", type=_PATH)
+@layout_option
 @click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda:1.")
-def predict(run: Path, input_path: Path, output: Path, device: str) -> None:
+@json_option
+def predict(
+    run: Path, input_path: Path, output: Path, layout: str | None, device: str, as_json: bool
+) -> None:
     """Segment the volumes of INPUT with the fine-tuned RUN: OUT/<name>.nii.gz, in the geometry of each volume.
 
-    INPUT is one volume (NIfTI, NRRD, MetaImage) or a folder of them, such as preprocessing takes, with as many channels
-    as the training data. Volumes are normalised as preprocessing and training do. Voxels are the classes of the
-    training data, 0 being background.
+    INPUT is one file, or a folder in any layout that preprocessing takes, with as many channels as the training data.
+    Volumes are normalised as preprocessing and training do. Voxels are the classes of the training data, 0 being
+    background.
 
     The same command goes on where it stopped: files that the same network has segmented are kept, and those that are
     damaged, changed or of another network are done again (OUT/predictions.jsonl tells). A volume that cannot be
@@ -135,15 +140,20 @@ def predict(run: Path, input_path: Path, output: Path, device: str) -> None:
     Example:  supercl predict runs/pretrained new_scans segmentations
               supercl predict runs/pretrained scan.nii.gz segmentations
     """
+    from dataclasses import asdict
+
     from supercl_core.errors import cases_failed
     from train.predict import predict as start
 
-    result = start(run, input_path, output, device_name=device)
-    classes = ", ".join(f"{number} {name}" for number, name in enumerate(result.class_names))
-    click.echo(
-        f"{output}: {result.num_predicted} volumes segmented, {result.num_kept} kept from before, "
-        f"{len(result.failed)} failed; classes: {classes}"
-    )
+    result = start(run, input_path, output, layout=layout, device_name=device)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=1))
+    else:
+        classes = ", ".join(f"{number} {name}" for number, name in enumerate(result.class_names))
+        click.echo(
+            f"{output}: {result.num_predicted} volumes segmented, {result.num_kept} kept from before, "
+            f"{len(result.failed)} failed; classes: {classes}"
+        )
     if result.leftover:
         _note("they are in OUT, but of no volume of INPUT", list(result.leftover))
     if result.failed:
@@ -190,8 +200,19 @@ def _check_options(is_folder: bool, *, protocol: str, crop: tuple[int, int] | No
         )
 
 
-def _print_scores(result: dict[str, Any]) -> None:
-    """The means of an evaluation, and below them those of the published protocol where they are asked for."""
+def _print_scores(result: dict[str, Any], path: Path, as_json: bool) -> None:
+    """The means of an evaluation, and below them those of the published protocol where they are asked for.
+
+    `path`: the files that hold all of it, without their endings. JSON is what such a file holds.
+    """
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    _print_means(result)
+    click.echo(f"scores: {path}.json and .csv")
+
+
+def _print_means(result: dict[str, Any]) -> None:
     from train.metrics import METRICS
 
     rows = [
@@ -253,6 +274,7 @@ def _print_table(counts: Sequence[str], rows: Iterable[tuple[Any, ...]], *notes:
 
 def _note(text: str, names: list[str]) -> None:
     """Say something of some files on stderr."""
-    from supercl_core.splits import some_of
+    from supercl_core.errors import some_of
+    from supercl_core.messages import note
 
-    click.echo(f"note: {len(names)} files ({some_of(names)}): {text}", err=True)
+    note(f"{len(names)} files ({some_of(names)}): {text}")

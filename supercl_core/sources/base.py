@@ -1,17 +1,28 @@
-"""What every layout module returns: a data source and its cases, each with an id of its own."""
+"""What every layout module returns: a data source and its cases, each with an id of its own.
+
+How the files of a case are read is said here (`Reading`) and done by `supercl_core.formats.case_files`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, Literal
 
-from supercl_core.cases import case_id_problem
-from supercl_core.volume_files import volume_suffix
+from supercl_core.cache.cases import case_id_problem
+from supercl_core.errors import printable
 
-_MADE_UP_BYTES = 150
+Reading = Literal["volume", "channels", "series"]
+"""How files make one image: `volume`: one file; `channels`: one file for each channel, in order (the three
+of a colour image are in one); `series`: the files of a DICOM series, in the order of their slices."""
+
+MOST_CLASSES: Final = 256
+"""Ground truth is stored in a byte."""
+
+_MADE_UP_BYTES: Final = 150
 """Of an id that is made up for a case that cannot have its own."""
 
 
@@ -22,15 +33,20 @@ class CaseSource:
     id: str
     name: str
     """Path of the image below the folder of the data set, with slashes; what cannot be printed in it is escaped."""
-    image_path: Path
-    label_path: Path | None = None
+    image_paths: tuple[Path, ...]
+    """At least one."""
+    reading: Reading = "volume"
+    label_paths: tuple[Path, ...] = ()
+    """None, one file (which may be that of the image), or one 2-D image for each slice, in order."""
+    label_classes: Mapping[int, int] | None = field(default=None, hash=False)
+    """The class of each value that the label map may hold; None where the values are the classes."""
     problem: str = ""
     """Why the case cannot be used, found while listing; such a case is listed as failed, and its files are not read."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every source file of the case, image first."""
-        return (self.image_path,) if self.label_path is None else (self.image_path, self.label_path)
+        """Every source file of the case, image first, each once."""
+        return tuple(dict.fromkeys((*self.image_paths, *self.label_paths)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +60,21 @@ class DataSource:
     """None where the layout does not say: the volumes then tell how many channels there are."""
     class_names: tuple[str, ...] | None = None
     """Class 0 (background) first; None where the layout declares no classes."""
+    left_out: Mapping[Path, str] = field(default_factory=dict)
+    """Why a file of data is in no case, for each that is left out on purpose."""
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """What is to be said of the files below `path` that are left out, a line for each reason."""
+        files: dict[str, list[Path]] = {}
+        for file, reason in self.left_out.items():
+            files.setdefault(reason, []).append(file)
+        return tuple(f"left out: {count_of(same, path)} ({reason})" for reason, same in sorted(files.items()))
 
 
-def without_suffix(name: str) -> str | None:
-    """The file name without its volume suffix; None for a file that is no volume by its name."""
-    suffix = volume_suffix(name)
-    return None if suffix is None else name[: -len(suffix)]
+def count_of(files: Sequence[Path], path: Path) -> str:
+    """How many files there are, and the first of them below `path`: for messages."""
+    first = printable(min(files).relative_to(path).as_posix())
+    return f"{len(files)} files such as {first}" if len(files) > 1 else f"the file {first}"
 
 
 def with_usable_ids(cases: Iterable[CaseSource]) -> tuple[CaseSource, ...]:

@@ -12,16 +12,16 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from supercl_core.errors import SuperCLError, printable
+from supercl_core.errors import SuperCLError, printable, some_of
 from supercl_core.files import read_text, unique_keys
-from supercl_core.sources.base import CaseSource, DataSource, without_suffix
+from supercl_core.sources.base import MOST_CLASSES, CaseSource, DataSource
+from supercl_core.sources.walk import stem
 
+NAME = "msd"
 EXPECTED = "msd: dataset.json, imagesTr/, labelsTr/ (Medical Segmentation Decathlon)"
 
 _MOST_BYTES: Final = 1 << 26
 """Of dataset.json: half a million cases."""
-_MOST_CLASSES: Final = 256
-"""Ground truth is stored in a byte."""
 
 
 def matches(path: Path) -> bool:
@@ -49,18 +49,17 @@ def read(path: Path) -> DataSource:
         raise SuperCLError(
             "dataset.json is not one of the Medical Segmentation Decathlon.",
             where=file,
-            expected="labels, modality and training, as in the Decathlon's tasks",
+            expected="labels, modality and training; or for nnU-Net v2: labels, channel_names and file_ending",
             found=f"{type(error).__name__}: {printable(str(error))}",
             next_step="Mend the file, or remove it to have the folder read as a plain folder of volumes.",
         ) from error
     numbers = sorted(number for number, _ in classes)
-    if numbers != list(range(len(classes))) or len(classes) > _MOST_CLASSES:
+    if numbers != list(range(len(classes))) or len(classes) > MOST_CLASSES:
         raise SuperCLError(
             "The classes in dataset.json are not numbered 0, 1, 2, and so on.",
             where=file,
-            expected=f"each number once, from 0 to at most {_MOST_CLASSES - 1}",
-            found=", ".join(map(str, numbers[:8]))
-            + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""),
+            expected=f"each number once, from 0 to at most {MOST_CLASSES - 1}",
+            found=some_of([*map(str, numbers)], 8),
             next_step="Renumber the labels in dataset.json and in the label maps.",
         )
     if not cases:
@@ -101,12 +100,15 @@ def _case(path: Path, entry: Any, place: str) -> CaseSource:
         (entry.get("image"), entry.get("label")) if isinstance(entry, dict) and labelled else (entry, None)
     )
     name = PurePosixPath(image if isinstance(image, str) and image else place)
-    case_id, shown = without_suffix(name.name) or name.name or place, printable(name.as_posix())
+    case_id, shown = stem(name.name) or place, printable(name.as_posix())
     problem = _problem(image, "image") or (_problem(label, "label") if labelled else "")
     if problem:  # whatever the entry leads to is not looked at
-        return CaseSource(id=case_id, name=shown, image_path=path / "dataset.json", problem=problem)
+        return CaseSource(id=case_id, name=shown, image_paths=(path / "dataset.json",), problem=problem)
     return CaseSource(
-        id=case_id, name=shown, image_path=path / name, label_path=None if label is None else path / label
+        id=case_id,
+        name=shown,
+        image_paths=(path / name,),
+        label_paths=() if label is None else (path / label,),
     )
 
 

@@ -26,8 +26,8 @@ import numpy as np
 from fuzz import mutations
 from fuzz.mutations import Mutation
 
+from supercl_core.cache.schema import SETS
 from supercl_core.errors import SuperCLError
-from supercl_core.schema import SETS
 
 MOST_SECONDS = 2.0
 """Of processor time that an input of a few kilobytes may take."""
@@ -205,7 +205,9 @@ def _split(world: World) -> Prepared:
 
     one = {"labelled": {"1": ["case_a"], "2": ["case_a", 2]}, "test": ["case_d"]}
     seeds = [b"\0" + json.dumps(value).encode() for value in (one, {"tiny": one, "other": one})]
-    return Prepared(target=target, seeds=seeds, mutate=[mutations.mutate_json])
+    text = "# tiny\nsample 1 train_keys: [case_a]\nsample 2 train_keys:[case_a 2]\ntest: [ case_d\n]\n"
+    mutate = [mutations.mutate_json, mutations.mutate_json, mutations.mutate_text]
+    return Prepared(target=target, seeds=[*seeds, b"\0" + text.encode()], mutate=mutate)
 
 
 def _data_set(world: World) -> Prepared:
@@ -218,6 +220,28 @@ def _data_set(world: World) -> Prepared:
             inside = all(path.resolve().is_relative_to(folder.resolve()) for path in case.paths)
             expect(bool(case.problem) or inside, f"a file outside of the data set: {case.paths}")
             expect(bool(case.problem) or "/" not in case.id, f"the case id {case.id!r}")
+
+    return _replacing([folder / "dataset.json"], use, mutations.mutate_json)
+
+
+def _nnunet(world: World) -> Prepared:
+    from supercl_core.sources import discover
+
+    folder = world.scratch / "nnunet"
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "imagesTr/a_0000.nii.gz").touch()
+    declared = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "whole": [1, 2], "core": 2},
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(declared))
+
+    def use() -> None:
+        source = discover(folder)
+        expect(0 < len(source.class_names or "") <= 256, "no classes, or more than a byte holds")
+        for case in source.cases:
+            expect(all(path.parent == folder / "imagesTr" for path in case.paths), f"files {case.paths}")
 
     return _replacing([folder / "dataset.json"], use, mutations.mutate_json)
 
@@ -345,7 +369,7 @@ def _weights(world: World) -> Prepared:
 def _volumes(world: World, suffixes: Sequence[str], mutate: Sequence[Mutation]) -> Prepared:
     import SimpleITK as sitk
 
-    from supercl_core.volumes import read_header, read_volume
+    from supercl_core.formats.volumes import read_header, read_volume
 
     files = [world.scratch / f"volume{suffix}" for suffix in suffixes]
     arrays = [
@@ -368,6 +392,50 @@ def _volumes(world: World, suffixes: Sequence[str], mutate: Sequence[Mutation]) 
         expect(array.size > 0 and bool(np.isfinite(array).all()), "an empty volume, or one with NaN")
 
     return Prepared(target=target, seeds=seeds, mutate=mutate)
+
+
+def _pictures(world: World) -> Prepared:
+    from PIL import Image
+
+    from supercl_core.formats.flat_images import read_image, read_image_header
+
+    files = [world.scratch / f"picture{suffix}" for suffix in (".png", ".jpg", ".tif", ".bmp")]
+    grey = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    seeds = []
+    for index, file in enumerate(files):
+        for array in (grey, np.stack([grey] * 3, axis=-1)):
+            Image.fromarray(array).save(file)
+            seeds.append(bytes([index]) + file.read_bytes())
+
+    def target(data: bytes) -> None:
+        file = files[data[0] % len(files)]
+        file.write_bytes(data[1:])
+        for is_label in (False, True):
+            header = read_image_header(file, is_label=is_label)
+            array = read_image(file, is_label=is_label).array_CZYX
+            expect(array.shape == header.shape, f"shape {array.shape} where the header has {header.shape}")
+
+    return Prepared(target=target, seeds=seeds, mutate=[mutations.mutate_bytes])
+
+
+def _array_files(world: World) -> Prepared:
+    from supercl_core.formats.array_files import has_label, read_array, read_array_header
+
+    files = [world.scratch / f"arrays{suffix}" for suffix in (".npy", ".npz")]
+    array = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    np.save(files[0], array)
+    np.savez_compressed(files[1], image=array, label=array)
+
+    def target(data: bytes) -> None:
+        file = files[data[0] % len(files)]
+        file.write_bytes(data[1:])
+        header = read_array_header(file)
+        array = read_array(file, "label" if has_label(file) else "image").array_CZYX
+        expect(array.ndim == len(header.shape) == 4 and array.size > 0, f"shape {array.shape}")
+        expect(array.dtype.kind in "iuf" and array.dtype.isnative, f"the type {array.dtype}")
+
+    seeds = [bytes([index]) + file.read_bytes() for index, file in enumerate(files)]
+    return Prepared(target=target, seeds=seeds, mutate=[mutations.mutate_bytes, mutations.in_zip])
 
 
 def _nifti(world: World) -> Prepared:
@@ -423,7 +491,7 @@ def _cache_shards(world: World) -> Prepared:
 
 
 def _archive(world: World) -> Prepared:
-    from supercl_core.forms import pack
+    from supercl_core.archive.forms import pack
 
     archive = world.scratch / "archive"
     pack(world.cache, archive, num_workers=1)
@@ -438,7 +506,7 @@ def _archive(world: World) -> Prepared:
 
 
 def _archive_zip(world: World) -> Prepared:
-    from supercl_core.forms import pack
+    from supercl_core.archive.forms import pack
 
     archive = world.scratch / "archive.zip"
     pack(world.cache, archive, num_workers=1)
@@ -455,8 +523,8 @@ def _archive_zip(world: World) -> Prepared:
 
 def _use_archive(world: World, archive: Path) -> Callable[[], object]:
     """Unpack an archive; nothing but a cache may come out of it, and nothing at all beside that."""
-    from supercl_core.forms import unpack
-    from supercl_core.verification import verify
+    from supercl_core.archive.forms import unpack
+    from supercl_core.checks.verification import verify
 
     place = world.scratch / f"{archive.name}_unpacked"
     place.mkdir()
@@ -482,9 +550,9 @@ def _use_archive(world: World, archive: Path) -> Callable[[], object]:
 
 def _use_cache(path: Path) -> Callable[[], Sequence[object]]:
     """Verify a cache, then read all of it; gives what verification found."""
-    from supercl_core import inspection
-    from supercl_core.cache_reader import open_cache
-    from supercl_core.verification import verify
+    from supercl_core.cache.reader import open_cache
+    from supercl_core.checks.verification import verify
+    from supercl_core.showing import inspection
 
     def use() -> Sequence[object]:
         damages = verify(path, num_workers=1, on_case=lambda: None).damages
@@ -525,6 +593,9 @@ PARSERS: dict[str, Callable[[World], Prepared]] = {
     "split": _split,
     "study": _study,
     "data_set": _data_set,
+    "nnunet": _nnunet,
+    "pictures": _pictures,
+    "array_files": _array_files,
     "run": _run,
     "weights": _weights,
     "nifti": _nifti,

@@ -23,11 +23,11 @@ from preprocess.ccl import (
     first_neighbour_hierarchy,
     normalise,
 )
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.weak_labels import MIN_COMPONENTS
+from supercl_core.cache.zarr_files import read_attributes
+from supercl_core.checks.verification import verify
 from supercl_core.errors import CacheError, SuperCLError, UsageError
-from supercl_core.verification import verify
-from supercl_core.weak_labels import MIN_COMPONENTS
-from supercl_core.zarr_files import read_attributes
 
 
 def random_rows(num_rows: int, seed: int, num_columns: int = 6) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from preprocess import cluster, run, runner
 from preprocess.cluster import SlurmConfig, connect, job_script, read_slurm
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import SuperCLError, UsageError
 
 SMALLEST = 'maximum_jobs = 2\ncores = 4\nmemory = "3GB"\n'
@@ -195,7 +196,14 @@ def empty_scheduler() -> Iterator[str]:
 def start_worker(address: str, *, python_path: Path | None = None) -> subprocess.Popen[bytes]:
     """A worker process, whose Python finds first what lies in `python_path`."""
     command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny", "--nthreads", "2"]
-    return subprocess.Popen(command, cwd=python_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    paths = [*([str(python_path)] if python_path else []), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        command,
+        cwd=python_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def with_other_version(folder: Path) -> None:
@@ -261,3 +269,21 @@ def test_a_run_waits_for_the_first_worker(
         worker.kill()
         worker.wait()
     assert f"No Dask worker at {empty_scheduler}; waiting for one." in capfd.readouterr().err
+
+
+def test_on_windows_there_is_no_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    with pytest.raises(ImportError):
+        cluster._check_open_files(1)
+    monkeypatch.setattr(sys, "platform", "win32")
+    cluster._check_open_files(1)
+
+
+def test_verbose_leaves_dask_s_log_on(monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
+    def level() -> int:
+        with connect(scheduler=scheduler):
+            return logging.getLogger("distributed.core").level
+
+    assert level() == logging.CRITICAL
+    monkeypatch.setattr(cluster, "is_verbose", lambda: True)
+    assert level() == logging.INFO

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import made_layouts
 import numpy as np
 import pytest
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 
 
 def names(folder: Path) -> list[str]:
@@ -159,6 +164,23 @@ def test_phantom_leaves_a_folder_with_other_things_alone(tmp_path: Path, supercl
     assert names(tmp_path) == ["mine"]
 
 
+@pytest.mark.slow
+def test_worker_processes_run_no_module_of_the_working_folder(tmp_path: Path) -> None:
+    data, script = tmp_path / "data", tmp_path / "supercl.py"
+    made_layouts.write_nifti(data / "a.nii.gz", np.zeros((1, 16, 16), np.int16))
+    (data / "multiprocessing.py").write_text("open('was_run', 'w')")
+    script.write_text("from supercl_core.cli import main\nif __name__ == '__main__':\n    main()\n")
+    finished = subprocess.run(
+        [sys.executable, script, "preprocess", data, tmp_path / "out.zarr", "--workers", "1"],
+        cwd=data,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        check=False,
+    )
+    assert names(data) == ["a.nii.gz", "multiprocessing.py"]
+    assert finished.returncode == 0
+
+
 def test_a_dry_run_prints_what_a_run_would_take_and_writes_nothing(
     msd_path: Path, tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
 ) -> None:
@@ -195,3 +217,81 @@ def test_a_dry_run_of_a_finished_cache_has_nothing_to_do(
     outcome = supercl("preprocess", msd_path, cache_path, "--dry-run")
     assert outcome.code == 0
     assert "nothing to do; 4 cases kept" in outcome.out
+
+
+def test_a_layout_can_be_named_and_repair_keeps_to_it(
+    tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    """A folder of volumes and arrays is taken for neither until one is named."""
+    (tmp_path / "in").mkdir()
+    for name, seed in (("a", 0), ("b", 1)):
+        np.save(
+            tmp_path / f"in/{name}.npy", np.random.default_rng(seed).integers(0, 99, (2, 30, 30), np.uint8)
+        )
+    (tmp_path / "in/scan.nii.gz").touch()
+    cache = tmp_path / "out.zarr"
+    outcome = supercl("preprocess", tmp_path / "in", cache, "--scheduler", scheduler)
+    assert outcome.code == 1
+    assert "take those of one: --layout arrays or --layout plain" in outcome.err
+    outcome = supercl("preprocess", tmp_path / "in", cache, "--scheduler", scheduler, "--layout", "arrays")
+    assert (outcome.code, outcome.out) == (0, f"{cache}: 2 cases computed, 0 kept from before, 0 failed\n")
+    assert open_cache(cache).rows[0].spacing_mm is None
+    (cache / "cases/b/asp/c/0/0/0").unlink()
+    outcome = supercl("repair", cache, "--workers", 1)
+    assert (outcome.code, outcome.out.splitlines()[-1]) == (0, f"{cache}: 1 cases computed again")
+    outcome = supercl("preprocess", tmp_path / "in", cache, "--dry-run", "--layout", "dicomm")
+    assert (outcome.code, "There is no such layout" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "left_out", "following"),
+    [
+        ("acdc", ["2 files such as training/patient001/patient001_4d.nii.gz (all frames"], "RUN"),
+        ("isic2018", ["(part of another task"], "RUN --set instance_rule=view"),
+    ],
+)
+def test_what_is_left_out_is_said_once_and_what_comes_next(
+    layout: str,
+    left_out: list[str],
+    following: str,
+    tmp_path: Path,
+    scheduler: str,
+    supercl: Callable[..., Any],
+) -> None:
+    data, cache = tmp_path / "data", tmp_path / "out.zarr"
+    made_layouts.write(layout, data, 2)
+    for more in (("--dry-run",), ("--scheduler", scheduler)):
+        outcome = supercl("preprocess", data, cache, *more)
+        assert outcome.code == 0
+        assert outcome.err.count("note: left out") == len(left_out)
+        assert all(text in outcome.err for text in left_out)
+    assert outcome.err.endswith(f"next: supercl pretrain {cache} {following}\n")
+
+
+# ---- what machines read
+
+
+def test_json_of_a_dry_run_of_a_run_and_of_a_repair(
+    msd_path: Path, tmp_path: Path, supercl: Callable[..., Any], scheduler: str
+) -> None:
+    data, cache = tmp_path / "data", tmp_path / "out.zarr"
+    shutil.copytree(msd_path, data)
+    (data / "imagesTs" / "case_d.nii.gz").write_text("no volume")
+    outcome = supercl("preprocess", data, cache, "--dry-run", "--json", "--workers", 2)
+    assert "note: cannot be read: case_d: The file's content is not what its name says" in outcome.err
+    dry = json.loads(outcome.out)
+    assert (dry["num_cases"], dry["num_slices"], dry["num_kept"], dry["num_failed"]) == (3, 16, 0, 1)
+    assert (dry["num_workers"], dry["wall_s"] > 0) == (2, True)
+    assert dry["worker_bytes"] == 3 * dry["largest_case_bytes"] + 500_000_000
+
+    outcome = supercl("preprocess", data, cache, "--scheduler", scheduler, "--json")
+    assert outcome.code == 3
+    done = json.loads(outcome.out)
+    assert (done["cache_path"], done["num_computed"], done["num_kept"]) == (str(cache), 3, 0)
+    assert [failed["case"] for failed in done["failed"]] == ["case_d"]
+    assert "content is not what its name says" in done["failed"][0]["reason"]
+    again = supercl("preprocess", data, cache, "--dry-run", "--json", "--workers", 2)
+    assert json.loads(again.out) == {"num_kept": 3, "num_failed": 1, "num_workers": 2}
+
+    sound = json.loads(supercl("repair", cache, "--json", "--workers", 1).out)
+    assert (sound["found"]["num_cases"], sound["found"]["damages"], sound["mended"]) == (3, [], None)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from preprocess.pipeline import COMPUTATION, PreprocessConfig, process_case
-from supercl_core.volumes import Geometry, Volume
+from supercl_core.formats.geometry import Geometry
+from supercl_core.formats.volumes import Volume
 
 RECORDED = {
     ("1", "fast"): "94eaf6900c32241cfc598e994a44fc31984d8ce50b38849883dfb4698aa7078d",

@@ -11,9 +11,9 @@ import pytest
 from preprocess.estimate import Estimate, estimate, render
 from preprocess.pipeline import PreprocessConfig
 from preprocess.plan import Plan, make_plan
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.schema import CASE_ARRAYS
 from supercl_core.errors import SuperCLError
-from supercl_core.schema import CASE_ARRAYS
 from supercl_core.sources import discover
 
 CONFIG = PreprocessConfig()

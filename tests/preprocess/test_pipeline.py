@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as arrays
 from preprocess import pipeline
 from preprocess.pipeline import PreprocessConfig, asp_on_grid, process_case, slic_superpixels
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.volumes import Geometry, Volume
+from supercl_core.formats.geometry import UNPLACED, Geometry
+from supercl_core.formats.volumes import Volume
 
 CONFIG = PreprocessConfig()
 GEOMETRY = Geometry(
@@ -204,6 +205,18 @@ def test_spacing_can_be_declared_unknown() -> None:
     assert (
         process(np.zeros((1, 1, 4, 4)), config=PreprocessConfig(spacing="unknown")).row["spacing_mm"] is None
     )
+
+
+def test_an_image_or_label_without_spacing_is_compared_by_shape_alone() -> None:
+    image = Volume(array_CZYX=np.zeros((1, 2, 8, 8), np.int16), geometry=UNPLACED)
+    label = Volume(array_CZYX=np.zeros((1, 2, 8, 8), np.uint8), geometry=UNPLACED)
+    placed = dataclasses.replace(image, geometry=place())
+    sizes: dict[str, Any] = {"num_channels": 1, "num_classes": 1, "config": PreprocessConfig()}
+    assert process_case(image, label, **sizes).row["spacing_mm"] is None
+    assert (
+        process_case(image, dataclasses.replace(label, geometry=place()), **sizes).row["spacing_mm"] is None
+    )
+    assert process_case(placed, label, **sizes).row["spacing_mm"] == (4.0, 0.6, 0.5)
 
 
 def test_int16_images_are_quantised_on_demand(texture: Callable[..., np.ndarray]) -> None:

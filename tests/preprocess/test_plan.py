@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from preprocess import plan as plan_module
 from preprocess.pipeline import COMPUTATION, PreprocessConfig
 from preprocess.plan import make_plan
 from supercl_core.config import as_dict, digest
-from supercl_core.errors import CacheError
+from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.sources import CaseSource, discover
 
 CONFIG = PreprocessConfig()
@@ -79,12 +81,43 @@ def test_the_same_files_elsewhere_are_the_same_cases(
 @pytest.mark.parametrize(("header", "values"), [("a.mhd", "a.raw"), ("a.hdr", "a.img")])
 def test_values_beside_their_header_count_too(header: str, values: str, tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 3, 4), np.int16)), str(tmp_path / header))
-    case = CaseSource(id="a", name=header, image_path=tmp_path / header)
+    case = CaseSource(id="a", name=header, image_paths=(tmp_path / header,))
     before = plan_module.source_digest(case), plan_module.source_stamp(case)
     assert len(before[1]) == 2
     (tmp_path / values).write_bytes(b"x" * (tmp_path / values).stat().st_size)
     assert plan_module.source_digest(case) != before[0]
     assert plan_module.source_stamp(case) != before[1]
+
+
+def test_labels_without_declared_classes_are_refused_with_what_to_write(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    np.savez(tmp_path / "in/a.npz", image=np.zeros((2, 3)), label=np.zeros((2, 3), np.uint8))
+    with pytest.raises(SuperCLError, match="nothing says which classes") as caught:
+        make_plan(discover(tmp_path / "in"), tmp_path / "out.zarr", CONFIG)
+    (tmp_path / "in/dataset.json").write_text(str(caught.value.expected).split("such as ")[1])
+    plan = make_plan(discover(tmp_path / "in"), tmp_path / "out.zarr", CONFIG)
+    assert (plan.num_classes, len(plan.todo)) == (2, 1)
+
+
+def test_the_way_of_reading_counts_where_files_allow_several(tmp_path: Path) -> None:
+    """One image and at most one label file are read in one way, and keep the digests that they had."""
+    files = tuple(tmp_path / name for name in ("a.npz", "b.nii.gz"))
+    for file in files:
+        file.write_bytes(file.name.encode())
+    simple = CaseSource(id="a", name="a", image_paths=files[:1], label_paths=files[1:])
+    plain = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    assert plan_module.source_digest(simple) == plain
+    others = [
+        dataclasses.replace(simple, image_paths=files, reading="channels", label_paths=()),
+        dataclasses.replace(simple, image_paths=files[::-1], reading="channels", label_paths=()),
+        dataclasses.replace(simple, image_paths=files, reading="channels", label_paths=files[1:]),
+        dataclasses.replace(simple, label_classes={0: 0, 255: 1}),
+        dataclasses.replace(simple, label_classes={0: 0, 254: 1}),
+    ]
+    cases = [simple, *others]
+    assert len({plan_module.source_digest(case) for case in cases}) == len(cases)
+    stamps = [json.dumps(plan_module.source_stamp(case)) for case in cases]
+    assert len(set(stamps)) == len(cases)
 
 
 def test_the_digest_decides_only_where_size_or_times_differ(

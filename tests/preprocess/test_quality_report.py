@@ -15,7 +15,7 @@ from PIL import Image
 
 from preprocess.pipeline import PreprocessConfig
 from preprocess.quality_report import SUPERPIXEL_RGB, read_slice, sample_slices
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 
 
 @pytest.fixture(scope="module")

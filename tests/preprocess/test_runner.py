@@ -25,12 +25,12 @@ from distributed import Client, Future
 
 from preprocess import cluster, plan, run, runner, worker
 from preprocess.pipeline import PreprocessConfig
-from supercl_core import cache_writer
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache import writer as cache_writer
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError
 from supercl_core.files import wip_path
+from supercl_core.formats.volumes import read_volume
 from supercl_core.locks import hold, lock_path
-from supercl_core.volumes import read_volume
 
 Textures = Callable[[tuple[int, ...], int], np.ndarray]
 

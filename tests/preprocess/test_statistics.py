@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from preprocess.kernels.statistics import channel_statistics, percentiles
-from supercl_core.schema import STATISTICS
+from supercl_core.cache.schema import STATISTICS
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -20,7 +20,7 @@ from cache_bytes import changed_cases, content, stamps
 
 from preprocess import run
 from preprocess.cluster import FILES, FILES_PER_WORKER
-from supercl_core import cache_writer
+from supercl_core.cache import writer as cache_writer
 from supercl_core.errors import StorageError
 
 Textures = Callable[[tuple[int, ...], int], np.ndarray]
@@ -259,7 +259,7 @@ def test_a_missing_permission_is_said(name: str, source: Path, closed: Path) -> 
 
 READ: Final = """
 import sys
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 cache = open_cache(sys.argv[1])
 case = cache.case("case_3")
 print(cache.num_slices, int(case.image_ZCYX.max()), int(case.superpixels_ZYX.max()), cache.weak_labels().name)

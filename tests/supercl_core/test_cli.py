@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,8 @@ def test_help_lists_every_command_and_exit_code(supercl: Callable[..., Any]) -> 
     assert (outcome.code, outcome.err) == (0, "")
     for name, entry in cli.COMMANDS.items():
         assert f"  {name} " in outcome.out
-        assert entry.help in outcome.out
+        assert entry.summary() in outcome.out
+        assert entry.summary().endswith("Resumes.") == entry.resumes
     for kind in (SuperCLError, UsageError, CasesFailedError, CacheError, PreemptedError):
         assert f"\n    {kind.exit_code}    " in outcome.out
     assert "\n    130  " in outcome.out
@@ -32,6 +38,15 @@ def test_every_command_explains_itself_with_an_example(name: str, supercl: Calla
     assert f"supercl {name}" in outcome.out
     if "[OPTIONS]\n" not in outcome.out:  # a command with arguments
         assert "Example:" in outcome.out
+
+
+def test_what_prints_tables_or_counts_also_prints_json() -> None:
+    """The other commands write JSON files, or name what they wrote."""
+    context = click.Context(cli.supercl)
+    commands = {name: cli.supercl.get_command(context, name) for name in cli.COMMANDS}
+    assert {name for name, command in commands.items() if "as_json" in {option.name for option in command.params}} == {
+        "doctor", "evaluate", "inspect", "predict", "preprocess", "quality", "repair", "report", "verify"
+    }  # fmt: skip
 
 
 def test_version(supercl: Callable[..., Any]) -> None:
@@ -67,8 +82,8 @@ def test_wrong_usage_is_code_2_on_stderr(
             5,
             "error: Told to stop.\n  next:     Go on.\n",
         ),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-        (click.Abort(), 130, "interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts anew\n"),
+        (click.Abort(), 130, "interrupted; the same command starts anew\n"),
     ],
 )
 def test_errors_become_one_message_and_an_exit_code(
@@ -77,10 +92,117 @@ def test_errors_become_one_message_and_an_exit_code(
     def fail(path: Path) -> None:
         raise error
 
-    monkeypatch.setattr("supercl_core.cache_reader.open_cache", fail)
+    monkeypatch.setattr("supercl_core.cache.reader.open_cache", fail)
     outcome = supercl("inspect", "x")
     assert (outcome.code, outcome.out) == (code, "")
     assert outcome.err.strip() == text.strip()
+
+
+def test_ctrl_c_says_of_a_command_that_resumes_that_it_goes_on(
+    supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("supercl_core.archive.forms.pack", interrupt)
+    outcome = supercl("pack", tmp_path / "a.zarr", tmp_path / "a.zip")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err == "interrupted; the same command goes on where it stopped\n"
+
+
+def test_a_real_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "supercl_core.cli", "phantom", tmp_path / "phantom", "--cases", "1000"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("phantom.wip/imagesTr/*")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "interrupted; the same command starts anew"
+    assert not (tmp_path / "phantom").exists()
+
+
+def test_verbose_also_shows_where_an_error_arose(supercl: Callable[..., Any], tmp_path: Path) -> None:
+    plain, verbose = supercl("inspect", tmp_path), supercl("--verbose", "inspect", tmp_path)
+    assert (plain.code, verbose.code) == (4, 4)
+    assert "Traceback" not in plain.err
+    assert verbose.err.startswith("Traceback")
+    assert "open_cache" in verbose.err
+    assert verbose.err.endswith(plain.err)
+
+
+@pytest.mark.parametrize("option", [[], ["-v"]])
+def test_verbose_lets_libraries_log(
+    option: list[str], supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+
+    def inspected(path: Path) -> None:
+        logging.getLogger("library").info("something small")
+        raise CacheError("None.", next_step="Nothing.")
+
+    monkeypatch.setattr("supercl_core.cache.reader.open_cache", inspected)
+    outcome = supercl(*option, "inspect", tmp_path)
+    assert ("library: something small\n" in outcome.err) == bool(option)
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_leaves_nothing_but_results_and_errors(
+    option: str, cache_path: Path, tmp_path: Path, supercl: Callable[..., Any]
+) -> None:
+    loud = supercl("pack", cache_path, tmp_path / "loud.zip")
+    assert loud.err.startswith("pack: ")
+    quiet = supercl(option, "pack", cache_path, tmp_path / "quiet.zip")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert quiet.out.startswith(f"{tmp_path / 'quiet.zip'}: 4 cases")
+    assert supercl(option, "inspect", tmp_path).err.startswith("error: There is no cache here.\n")
+
+
+def test_no_color_leaves_no_codes_on_a_terminal(
+    cache_path: Path, supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in supercl("inspect", cache_path).out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in supercl("inspect", cache_path).out
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [
+        ("bash", "complete -o nosort -F _supercl_completion supercl"),
+        ("zsh", "compdef _supercl_completion supercl"),
+        ("fish", "complete --no-files --command supercl"),
+    ],
+)
+def test_scripts_for_the_completion_of_shells(
+    shell: str, line: str, supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SUPERCL_COMPLETE", f"{shell}_source")
+    outcome = supercl()
+    assert (outcome.code, outcome.err) == (0, "")
+    assert line in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("supercl pre", ["preprocess", "pretrain", "predict"]),
+        ("supercl preprocess --sl", ["--slurm", "--slic"]),
+        ("supercl preprocess --slic ", ["fast", "exact", "skimage"]),
+    ],
+)
+def test_what_is_completed(
+    words: str, found: list[str], supercl: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SUPERCL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    assert [line.partition(",")[2] for line in supercl().out.splitlines()] == found
 
 
 def test_a_mistake_of_ours_is_not_hidden(
@@ -89,7 +211,7 @@ def test_a_mistake_of_ours_is_not_hidden(
     def fail(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'supercl_core.nothing'", name="supercl_core.nothing")
 
-    monkeypatch.setattr("supercl_core.cache_reader.open_cache", fail)
+    monkeypatch.setattr("supercl_core.cache.reader.open_cache", fail)
     with pytest.raises(ModuleNotFoundError):
         supercl("inspect", "x")
 

@@ -17,6 +17,7 @@ from supercl_core.files import (
     read_text,
     read_toml,
     replace_folder,
+    sync,
     wip_path,
     write_json,
     write_text,
@@ -158,3 +159,22 @@ def test_harmful_toml_is_refused_with_its_reason(text: str) -> None:
 def test_toml_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text("a = 1\n[b]\nc = [0.5, 'x']\n")
     assert read_toml(tmp_path / "x.toml", limit_bytes=100) == {"a": 1, "b": {"c": [0.5, "x"]}}
+
+
+# ---- what other systems lack
+
+
+def test_without_signs_for_pipes_and_for_syncing_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("O_NONBLOCK", "sync"):
+        monkeypatch.delattr(os, name)
+    write_text(tmp_path / "file", "text")
+    assert read_text(tmp_path / "file", limit_bytes=4) == "text"
+    sync()
+
+
+def test_what_is_synced_is_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to sync what is open for reading only."""
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.write(descriptor, b"")))
+    write_text(tmp_path / "file", "text")
+    assert synced == [0]

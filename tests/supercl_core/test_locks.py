@@ -202,3 +202,15 @@ def test_an_owner_survives_its_file(path: Path) -> None:
         assert owner is not None
         assert not owner.is_dead()
         assert dataclasses.asdict(owner)["command"]
+
+
+def test_on_windows_a_process_is_never_asked_by_a_signal_that_would_end_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int, number: int) -> None:
+        raise AssertionError("a signal that would end the process")
+
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with hold(path), pytest.raises(CacheError, match="in use"), hold(path):
+        pass

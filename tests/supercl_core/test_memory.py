@@ -58,3 +58,12 @@ def test_freed_pages_are_new_unless_they_are_kept(limit_mib, size_mib, count, ke
 def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     memory.keep_freed_memory.__wrapped__()
+
+
+def test_on_windows_nothing_happens(monkeypatch):
+    def refuse(name):
+        raise TypeError("there is no library without a name")
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
+    monkeypatch.setattr(sys, "platform", "win32")
+    memory.keep_freed_memory.__wrapped__()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from supercl_core.cases import case_id_problem
+from supercl_core.cache.cases import case_id_problem
 from supercl_core.errors import SuperCLError
 from supercl_core.sources import discover
-from supercl_core.sources.base import without_suffix
+from supercl_core.sources.walk import stem
 
 
 def touch(*paths: Path) -> None:
@@ -47,18 +47,20 @@ def test_plain_folder_names_cases_by_their_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stem"),
+    ("name", "bare"),
     [
         ("a.nii.gz", "a"),
         ("a.b.NII", "a.b"),
         ("x.nrrd", "x"),
-        ("notes.txt", None),
-        ("a.gz", None),
-        (".mha", None),
+        ("x.PNG", "x"),
+        ("x.npz", "x"),
+        ("notes.txt", "notes.txt"),
+        ("a.gz", "a.gz"),
+        (".mha", ".mha"),
     ],
 )
-def test_volumes_are_known_by_their_suffix(name: str, stem: str | None) -> None:
-    assert without_suffix(name) == stem
+def test_data_is_known_by_the_ending_of_its_name(name: str, bare: str) -> None:
+    assert stem(name) == bare
 
 
 def test_two_files_for_one_case_are_one_case_with_a_problem(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from made_caches import write_noise
 
-from supercl_core.cases import CaseRow
+from supercl_core.cache.cases import CaseRow
+from supercl_core.cache.schema import STATISTICS
 from supercl_core.errors import UsageError
-from supercl_core.schema import STATISTICS
 from supercl_core.splits import (
     Split,
     cases_without,

@@ -15,7 +15,7 @@ def tuned_path(cache_path, tmp_path_factory):
 
     For reading only.
     """
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
     from supercl_core.splits import Split
     from train.augment import AugmentConfig
     from train.finetuning import finetune

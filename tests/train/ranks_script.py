@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from train import distributed
 from train.data import SliceDataset
 from train.device import prepare

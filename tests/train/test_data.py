@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import zarr
 from made_caches import write_cache
 
 from benchmarks.read import many_cases
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import CacheError, UsageError
 from train.data import (
     SliceDataset,
@@ -279,6 +280,17 @@ def test_negative_index_counts_from_the_end(odd):
         odd[len(odd)]
 
 
+def test_a_copy_for_another_process_gives_the_same(odd):
+    copied = pickle.loads(pickle.dumps(odd))
+    assert len(copied) == len(odd)
+    for index in (0, len(odd) - 1):
+        torch.manual_seed(0)
+        expected = odd[index]
+        torch.manual_seed(0)
+        for name, value in copied[index].items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 def test_torch_dataloader_batches_the_dataset(odd):
     loader = torch.utils.data.DataLoader(odd, batch_size=4, num_workers=0)
     batches = list(loader)
@@ -503,7 +515,7 @@ def test_classes_are_found_in_the_memory_of_a_few_slices(tmp_path):
 PROGRAM = """
 import os, sys
 import numpy as np
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import StorageError
 from train.data import SliceDataset
 

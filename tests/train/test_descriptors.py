@@ -11,13 +11,13 @@ from made_caches import write_cache
 from scipy.ndimage import map_coordinates
 
 import train.descriptors
-from supercl_core.cache_reader import open_cache
-from supercl_core.cache_writer import write_tables
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.schema import ASP_GRID
+from supercl_core.cache.writer import write_tables
+from supercl_core.cache.zarr_files import read_attributes
+from supercl_core.checks.verification import verify
 from supercl_core.errors import CacheError, SuperCLError, UsageError
 from supercl_core.locks import hold, lock_path
-from supercl_core.schema import ASP_GRID
-from supercl_core.verification import verify
-from supercl_core.zarr_files import read_attributes
 from train.descriptors import describe, read_encoder, store_descriptors
 from train.models.backbones import build_encoder
 from train.models.unet import Encoder, PretrainNet, UNet

@@ -12,10 +12,10 @@ import torch
 import training
 import zarr
 
-from supercl_core import cache_writer
-from supercl_core.cache_reader import CachedCase, open_cache
+from supercl_core.cache import writer as cache_writer
+from supercl_core.cache.reader import CachedCase, open_cache
 from supercl_core.errors import CacheError, CasesFailedError, SuperCLError, UsageError
-from supercl_core.volumes import write_label_map
+from supercl_core.formats.volumes import write_label_map
 from train.evaluate import evaluate, evaluate_folder
 from train.inference import load_network
 from train.methods import PretrainConfig

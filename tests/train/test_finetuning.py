@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
 
 import train.finetuning
-from supercl_core import cache_writer
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache import writer as cache_writer
+from supercl_core.cache.reader import open_cache
 from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
 from supercl_core.splits import Split

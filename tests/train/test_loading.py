@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import CacheError
 from train import loading
 from train.data import SliceDataset, normalise
@@ -231,7 +231,7 @@ def test_an_error_comes_before_the_batches_of_steps_between(tiny, monkeypatch):
 PROGRAM = """
 import os, sys
 import torch
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import SuperCLError
 from train.data import SliceDataset
 from train.loading import BatchLoader

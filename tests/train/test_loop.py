@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import train.loop
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import (
     CacheError,
     PreemptedError,

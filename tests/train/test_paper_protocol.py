@@ -63,7 +63,7 @@ def test_what_lies_outside_the_crop_does_not_count():
 
 @pytest.mark.parametrize("crop", [(16, 32), (32, 16), (48, 48), (16, 16)])
 def test_slices_are_centred_as_in_training(cache_path, crop):
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
 
     cache = open_cache(cache_path)  # slices of 24 x 20
     dataset = SliceDataset(cache, ["case_b"], patch_size=crop, ground_truth=True)

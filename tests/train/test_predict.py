@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import train.predict
 from supercl_core import locks
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import CacheError, SuperCLError, UsageError
 from train.evaluate import evaluate
 from train.predict import RECORD_NAME, predict
@@ -45,8 +45,8 @@ def scans(msd_path, tmp_path):
 def predicted(run, scans, tmp_path):
     """Predict, by default all scans to `out`."""
 
-    def call(source=scans, out=tmp_path / "out"):
-        return predict(run, source, out, device_name="cpu")
+    def call(source=scans, out=tmp_path / "out", **given):
+        return predict(run, source, out, device_name="cpu", **given)
 
     return call
 
@@ -116,6 +116,41 @@ def test_files_of_sub_folders_and_other_formats_are_named_by_their_path(
         for name in ("case_a", "site_b_scan")
     )
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["scan.npy", "scan.npz", "scan.mha"])
+def test_every_format_of_the_same_values_gives_the_same_classes(
+    name, predicted, scans, write_volume, tmp_path
+):
+    """The label map in a file is not looked at, nor are classes needed."""
+    values = sitk.GetArrayFromImage(sitk.ReadImage(str(scans / "case_a.nii.gz")))
+    (tmp_path / "other").mkdir()
+    file = tmp_path / "other" / name
+    match file.suffix:
+        case ".npy":
+            np.save(file, values)
+        case ".npz":
+            np.savez(file, image=values)
+        case _:
+            write_volume(file, values)
+    assert counts(predicted(scans / "case_a.nii.gz", tmp_path / "wanted")) == (1, 0, 0)
+    for source in (tmp_path / "other", file):
+        assert counts(predicted(source, tmp_path / f"from_{source.stem}")) == (1, 0, 0)
+        one, other = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            for path in (tmp_path / "wanted/case_a.nii.gz", tmp_path / f"from_{source.stem}/scan.nii.gz")
+        )
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_layout_that_is_named_is_taken_and_only_folders_have_one(predicted, scans, tmp_path, capsys):
+    np.save(scans / "more.npy", np.zeros((2, 24, 20)))
+    with pytest.raises(SuperCLError, match="several layouts"):
+        predicted()
+    assert counts(predicted(layout="plain")) == (4, 0, 0)
+    assert "note: left out: the file more.npy (no part of the layout plain)\n" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="A single volume has no layout"):
+        predicted(scans / "more.npy", tmp_path / "one", layout="plain")
 
 
 # ---------------------------------------------------------------- going on
@@ -281,7 +316,7 @@ def test_a_call_whose_lock_was_taken_over_writes_nothing_more(predicted, monkeyp
         locks.lock_path(tmp_path / "out" / RECORD_NAME).rename(tmp_path / "elsewhere")
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.predict, "read_volume", training.call_at(2, lose, train.predict.read_volume))
+        patched.setattr(train.predict, "read_image", training.call_at(2, lose, train.predict.read_image))
         with pytest.raises(CacheError, match="lock of the cache was lost"):
             predicted()
     assert files(tmp_path / "out") == [NAMES[0], "predictions.jsonl"]

@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk
 import zarr
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import SuperCLError, UsageError
-from supercl_core.volumes import write_label_map
+from supercl_core.formats.volumes import write_label_map
 from train.prediction_files import files_by_case, read_prediction
 
 CLASSES = ("background", "anterior", "posterior")

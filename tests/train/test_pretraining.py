@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from training import Killed, assert_same_weights, call_at, kill, losses_of, snapshot
 
 import train.pretraining
-from supercl_core import cache_writer
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache import writer as cache_writer
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.weak_labels import auto_level
 from supercl_core.config import from_dict, resolve
 from supercl_core.errors import CacheError, PreemptedError, SuperCLError, UsageError
-from supercl_core.weak_labels import auto_level
 from train.augment import AugmentConfig, pretrain_views
 from train.data import Batch, SliceDataset, repeat_channels
 from train.methods import PRESETS, PretrainConfig

@@ -17,9 +17,9 @@ from training import Killed, assert_same_weights, call_at, kill, losses_of
 import train.pretraining
 import train.refresh
 from preprocess.ccl import first_neighbour_hierarchy as offline_hierarchy
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
+from supercl_core.cache.weak_labels import auto_level
 from supercl_core.errors import PreemptedError, SuperCLError, UsageError
-from supercl_core.weak_labels import auto_level
 from train.augment import pretrain_views
 from train.data import SliceDataset
 from train.descriptors import describe
@@ -269,7 +269,7 @@ def test_a_checkpoint_with_labels_that_cannot_be_is_refused(cache, tmp_path, cha
 RANKS = """
 import sys
 import numpy as np, torch
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from train import distributed
 from train.data import SliceDataset
 from train.models.unet import Encoder

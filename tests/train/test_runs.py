@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import SuperCLError, UsageError
 from train import runs
 

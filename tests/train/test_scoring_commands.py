@@ -149,3 +149,31 @@ def test_segmentations_of_no_volume_of_the_folder_are_named(supercl, run, msd_pa
 def test_the_help_teaches(supercl):
     assert "supercl evaluate nnunet/predictions heart.zarr" in supercl("evaluate", "--help").out
     assert "supercl predict runs/pretrained scan.nii.gz" in supercl("predict", "--help").out
+
+
+def test_json_is_what_the_files_hold(supercl, run, cache_path, split, msd_path, tmp_path):
+    outcome = supercl("evaluate", run, cache_path, "--device", "cpu", "--json")
+    assert json.loads(outcome.out) == json.loads((run / "evaluation.json").read_text())
+    assert json.loads(outcome.out)["summary"]["mean"]["num_cases"] == 2 * 2
+    (run / "predictions" / "case_c.nii.gz").unlink()
+    outcome = supercl("evaluate", run / "predictions", cache_path, "--split", split, "--json")
+    assert outcome.code == 3
+    assert [failed["case"] for failed in json.loads(outcome.out)["failed"]] == ["case_c"]
+
+    outcome = supercl("predict", run, msd_path / "imagesTr", tmp_path / "out", "--device", "cpu", "--json")
+    done = json.loads(outcome.out)
+    assert (outcome.code, done["num_predicted"], done["failed"]) == (0, 3, [])
+    assert done["class_names"] == ["background", "anterior", "posterior"]
+
+
+def test_json_of_a_report_compares_the_runs(supercl, run, cache_path, tmp_path):
+    page = tmp_path / "report.html"
+    outcome = supercl("report", run, "-o", page, "--json")
+    assert (outcome.out, outcome.err) == ("null\n", f"report: {page}\n")  # nothing is scored yet
+    supercl("evaluate", run, cache_path, "--device", "cpu")
+    shutil.copytree(run, tmp_path / "other")
+    compared = json.loads(supercl("report", run, tmp_path / "other", "-o", page, "--json").out)
+    assert [(row["run"], row["class_name"]) for row in compared["rows"]] == [
+        (name, kind) for name in ("run", "other") for kind in ("anterior", "posterior", "mean")
+    ]
+    assert compared["rows"][-1]["difference"]["mean"] == 0

@@ -93,6 +93,21 @@ def test_a_torch_file_without_a_state_dict_is_refused(tmp_path, payload):
         read_weights(tmp_path / "model.pth")
 
 
+def test_the_entries_of_another_kind_of_file_are_named(tmp_path):
+    optimiser = torch.optim.AdamW(unet().parameters())
+    torch.save(optimiser.state_dict(), tmp_path / "optimiser.pth")
+    with pytest.raises(SuperCLError, match="holds no weights") as caught:
+        read_weights(tmp_path / "optimiser.pth")
+    assert caught.value.found == "something else in it: state, param_groups"
+
+
+@pytest.mark.parametrize("tensors", [{}, {"a": torch.ones(2, dtype=torch.complex64)}])
+def test_safetensors_without_weights_are_refused_like_a_torch_file(tmp_path, tensors):
+    safetensors.torch.save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(SuperCLError, match="something else in it"):
+        read_weights(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize(
     ("form", "found"), [("zip", "could run code"), ("old", "could run code"), ("bare", "")]
 )
@@ -175,7 +190,6 @@ def test_only_the_encoder_is_transferred_and_everything_is_reported(tmp_path):
         "  tensors left in the file: 4 of head, 4 of pixel_head",
         "  tensors with initial values: 65 of decoder",
     ]
-    assert report.as_dict()["source"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [(1, 4), (4, 1)])
@@ -306,6 +320,40 @@ def test_kernels_that_differ_in_more_than_the_channels_of_the_image_are_not_adap
         assert_refused(network, tmp_path / "model.pth", "1 tensors differ", f"found:    {STEM_NAME} {shape}")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor * torch.nan,
+        lambda tensor: tensor + torch.inf,
+        lambda tensor: tensor.double() + 1e300,
+        lambda tensor: tensor.to(torch.int8),
+        lambda tensor: tensor > 0,
+    ],
+    ids=["nan", "infinite", "too large", "whole", "boolean"],
+)
+def test_numbers_that_cannot_be_weights_are_refused_and_leave_the_network(tmp_path, change):
+    state = copy_of(pretrained())
+    torch.save(state | {STEM_NAME: change(state[STEM_NAME])}, tmp_path / "model.pth")
+    network = unet()
+    before = copy_of(network)
+    with pytest.raises(SuperCLError, match="cannot be weights") as caught:
+        load_pretrained(network, tmp_path / "model.pth")
+    assert caught.value.found.endswith(f" {STEM_NAME}")
+    assert_same(network.state_dict(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_weights_of_another_precision_become_those_of_the_network(tmp_path, dtype):
+    state = {n: t.to(dtype) if t.is_floating_point() else t for n, t in pretrained().state_dict().items()}
+    torch.save(state, tmp_path / "model.pth")
+    network = unet(channels=4)
+    load_pretrained(network, tmp_path / "model.pth")
+    found = network.state_dict()
+    assert found[STEM_NAME].equal(state[STEM_NAME].float().repeat(1, 4, 1, 1) / 4)
+    name = "encoder.center.0.weight"
+    assert found[name].equal(state[name].float())
+
+
 def test_a_kernel_without_channels_is_not_adapted(tmp_path):
     torch.save(copy_of(pretrained()) | {STEM_NAME: torch.zeros(2, 0, 3, 3)}, tmp_path / "model.pth")
     assert_refused(unet(), tmp_path / "model.pth", f"{STEM_NAME} (2, 0, 3, 3)")
@@ -320,7 +368,7 @@ def test_missing_and_unknown_encoder_tensors_are_another_architecture(tmp_path):
     torch.save(state | {"encoder.contr_5_1.0.bias": torch.zeros(2)}, tmp_path / "more.pth")
     assert_refused(unet(), tmp_path / "more.pth", "encoder.contr_5_1.0.bias (2,)")
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    assert_refused(unet(), tmp_path / "other.pth", "60 tensors differ", "and 57 more")
+    assert_refused(unet(), tmp_path / "other.pth", "52 tensors differ", "and 49 more")
 
 
 # ---- writing

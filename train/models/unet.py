@@ -265,11 +265,20 @@ class Decoder(nn.Module):
         """
         x = features[-1]
         for level in self.levels:
-            upscale, *expand = map(self.get_submodule, self.block_names(level))
-            x = torch.cat([upscale(x), features[level - 1]], dim=1)
-            for block in expand:
-                x = block(x)
+            x = self.refined(x, features[level - 1], level)
         return self.head(x)
+
+    def refined(self, x: Tensor, finer: Tensor, level: int) -> Tensor:
+        """The decoder's map at the stride of `finer`, (B, C, h, w) like it.
+
+        `x`: the map of `level`, of the encoder or the decoder; `finer`: the encoder's map of `level` - 1. Both are
+        floating point.
+        """
+        upscale, *expand = map(self.get_submodule, self.block_names(level))
+        x = torch.cat([upscale(x), finer], dim=1)
+        for block in expand:
+            x = block(x)
+        return x
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

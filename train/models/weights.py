@@ -1,7 +1,7 @@
 """Weights in and out: reading checkpoints, moving what was pre-trained into another network, writing safetensors.
 
-Reads what this project writes and the published checkpoints, and never runs code from a file. Resuming a
-run, with optimiser and random state, is left to `train.loop`.
+Reads what this project writes, the published checkpoints and those of other libraries, and never runs code from a file.
+Resuming a run, with optimiser and random state, is left to `train.loop`, writing for other libraries to `train.export`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,19 @@ from torch import Tensor, nn
 
 from supercl_core.errors import SuperCLError
 from supercl_core.files import atomic_file
+from train.models.foreign import encoder_tensors
 from train.models.unet import UNet
 
 WEIGHTS_NAME = "weights.safetensors"
 ENCODER_PREFIX = "encoder."
 DECODER_PREFIX = "decoder."
 NUM_NAMED = 3
+
+WRAPPERS = ("net", "state_dict", "model", "model_state_dict")
+"""Keys under which files of `torch.save` have a state dict: the published one, then those that others use."""
+
+COUNTER = "num_batches_tracked"
+"""Of a batch norm, which nothing here reads and old files lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +64,6 @@ class LoadReport:
             [f"weights: {self.source}", *(f"  {key}: {value}" for key, value in lines.items() if value)]
         )
 
-    def as_dict(self) -> dict[str, object]:
-        """The fields by name, for JSON."""
-        return asdict(self)
-
 
 def load_pretrained(network: UNet, path: Path | str) -> LoadReport:
     """Copy what was pre-trained into a network for segmentation: the encoder, and the decoder as far as it was.
@@ -71,7 +74,8 @@ def load_pretrained(network: UNet, path: Path | str) -> LoadReport:
     """
     weights = read_weights(path)
     found = {name for name in weights if name.startswith(DECODER_PREFIX)}
-    if any(name.startswith(f"{DECODER_PREFIX}head.") for name in found):
+    has_head = any(name.startswith(f"{DECODER_PREFIX}head.") for name in found)
+    if has_head or not _is_ours(network, weights):
         found = set()
     expected: set[str] = set()
     for level in network.decoder.levels:
@@ -86,13 +90,14 @@ def load_pretrained(network: UNet, path: Path | str) -> LoadReport:
 def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
     """Copy the encoder of a checkpoint into the `encoder` of a network of any kind.
 
-    `path` is anything that `read_weights` reads. Only tensors named `encoder.*` are copied, and all of the
-    network's must be there. Where exactly one side is made for a single input channel, the convolution of the
-    image (in some encoders several) is adapted (our choice): one channel becomes C by repeating the kernel
-    divided by C, which keeps the response to an image repeated C times; C become one by summing.
+    `path` is anything that `read_weights` reads. Only tensors named `encoder.*` are copied, and all of the network's
+    must be there. In a file of another library those that `train.models.foreign` finds are meant; what else it holds,
+    such as a classifier, is left. Where exactly one side is made for a single input channel, the convolution of the
+    image (in some encoders several) is adapted (our choice): one channel becomes C by repeating the kernel divided by
+    C, which keeps the response to an image repeated C times; C become one by summing.
 
     Returns the LoadReport. Raises SuperCLError, and leaves the network as it was, where tensors are missing,
-    are unknown to the network or have another shape.
+    are unknown to the network, have another shape, or hold numbers that cannot be weights.
     """
     return _transfer(network, read_weights(path), path, set())
 
@@ -100,19 +105,23 @@ def load_encoder(network: nn.Module, path: Path | str) -> LoadReport:
 def read_weights(path: Path | str) -> dict[str, Tensor]:
     """Read named tensors, on the CPU.
 
-    `path` is a safetensors file, a file of `torch.save` (a state dict, alone or as `{"net": state dict}`,
-    the names with or without `module.` in front), or the folder of a run, whose `weights.safetensors` is
-    read. Raises SuperCLError where there is no such file, where it holds no weights, and where it is a pickle
-    with anything but tensors in it.
+    `path` is a safetensors file, a file of `torch.save` (a state dict, alone or as `{"net": state dict}` or under
+    another of WRAPPERS, the names with or without `module.` in front), or the folder of a run, whose
+    `weights.safetensors` is read. Raises SuperCLError where there is no such file, where it holds no weights, and where
+    it is a pickle with anything but tensors in it.
     """
     path = _weights_file(path)
     if path.suffix == ".safetensors":
         with _reading_safetensors(path):
-            return safetensors.torch.load_file(path)
-    payload = read_torch_file(path, "cpu")
-    weights = payload.get("net", payload) if isinstance(payload, dict) else None
+            payload: Any = safetensors.torch.load_file(path)
+    else:
+        payload = read_torch_file(path, "cpu")
+    weights = payload
+    if isinstance(payload, dict):
+        weights = next((payload[key] for key in WRAPPERS if isinstance(payload.get(key), dict)), payload)
     if not isinstance(weights, dict) or not weights or not all(map(_is_plain, weights.values())):
-        raise _no_checkpoint(path, "a torch file with something else in it")
+        entries = [f"{key!s:.40}" for key in payload] if isinstance(payload, dict) else []
+        raise _no_checkpoint(path, f"something else in it: {', '.join(entries[:5]) or 'no named tensors'}")
     return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
@@ -130,11 +139,13 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 
 
 def save_weights(network: nn.Module, path: Path | str, metadata: Mapping[str, str]) -> None:
-    """Write a network's state dict as safetensors, with `metadata` in the header.
+    """Write a network's state dict as `save_tensors` does."""
+    save_tensors(network.state_dict(), path, metadata)
 
-    The file appears whole or not at all.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+
+def save_tensors(state: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str]) -> None:
+    """Write tensors by name as safetensors, with `metadata` in the header; the file appears whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_file(Path(path)) as wip_path:
         wip_path.write_bytes(safetensors.torch.save(tensors, dict(metadata)))
 
@@ -160,7 +171,7 @@ def check_same_architecture(
         where=path,
         expected=shapes(expected),
         found=shapes(found),
-        next_step="Give the network the checkpoint's backbone, filters and input channels, or choose another file.",
+        next_step="Set the checkpoint's backbone (such as backbone='smp:resnet18'), filters and input channels.",
     )
 
 
@@ -190,30 +201,70 @@ def _transfer(
     """Copy the encoder, and what `decoder` names, into the network; both sides must have all of it."""
     state = network.state_dict()
 
-    def is_moved(name: str) -> bool:
-        return name.startswith(ENCODER_PREFIX) or name in decoder
+    def is_encoders(name: str) -> bool:
+        return name.startswith(ENCODER_PREFIX)
 
-    expected = {name: tensor.shape for name, tensor in state.items() if is_moved(name)}
-    found = {name: tensor for name, tensor in weights.items() if is_moved(name)}
+    def is_moved(name: str) -> bool:
+        return name in decoder or is_encoders(name)
+
+    # Our names, and those of the file.
+    moved = {name: name for name in weights if is_moved(name)}
+    if not _is_ours(network, weights):
+        moved = encoder_tensors(weights, _encoder_names(network))
+    found = {name: weights[theirs] for name, theirs in moved.items()}
+    expected = {
+        name: tensor.shape
+        for name, tensor in state.items()
+        if is_moved(name) and not (is_encoders(name) and name.endswith(COUNTER) and name not in found)
+    }
     adapted = [
         name
         for name in found
-        if name in expected
-        and name.startswith(ENCODER_PREFIX)
-        and _only_channels_differ(found[name].shape, expected[name])
+        if name in expected and is_encoders(name) and only_channels_differ(found[name].shape, expected[name])
     ]
     for name in adapted:
-        found[name] = _with_channels(found[name], expected[name][1])
+        found[name] = with_channels(found[name].double(), expected[name][1])
 
     check_same_architecture(expected, {name: tensor.shape for name, tensor in found.items()}, path)
+    _check_numbers(
+        {moved[name]: tensor for name, tensor in found.items() if state[name].is_floating_point()}, path
+    )
     network.load_state_dict(found, strict=False)
+    taken = set(moved.values())
     return LoadReport(
         source=str(path),
         loaded=tuple(name for name in expected if name not in adapted),
         adapted=tuple(adapted),
-        skipped=tuple(name for name in weights if name not in found),
+        skipped=tuple(name for name in weights if name not in taken),
         fresh=tuple(name for name in state if name not in found),
     )
+
+
+def _check_numbers(weights: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise SuperCLError unless all are finite floating-point numbers, also as float32."""
+    bad = [
+        name
+        for name, tensor in weights.items()
+        if not (tensor.is_floating_point() and tensor.float().isfinite().all())
+    ]
+    if bad:
+        more = f", and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
+        raise SuperCLError(
+            "The checkpoint holds numbers that cannot be weights.",
+            where=path,
+            expected="finite floating-point numbers",
+            found=f"NaN, infinities or integers in {', '.join(bad[:NUM_NAMED])}{more}",
+            next_step="Use an earlier checkpoint if its training diverged, or one that is not quantised.",
+        )
+
+
+def _encoder_names(network: nn.Module) -> list[str]:
+    return [name for name in network.state_dict() if name.startswith(ENCODER_PREFIX)]
+
+
+def _is_ours(network: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a file names an encoder as the network does, and not as another library."""
+    return any(name in weights for name in _encoder_names(network))
 
 
 def _counts(names: Iterable[str]) -> str:
@@ -245,7 +296,7 @@ def _reading_safetensors(path: Path) -> Iterator[None]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value of a torch file is a tensor of real numbers that are all in the file."""
+    """Whether a value of a file is a tensor of real numbers that are all in the file."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -266,7 +317,7 @@ def _no_checkpoint(path: Path, found: str) -> SuperCLError:
     )
 
 
-def _only_channels_differ(found: torch.Size, expected: torch.Size) -> bool:
+def only_channels_differ(found: torch.Size, expected: torch.Size) -> bool:
     """Whether two kernels differ in their input channels alone, of which one has a single one.
 
     In two encoders of the same architecture that are so only those that see the image.
@@ -278,7 +329,7 @@ def _only_channels_differ(found: torch.Size, expected: torch.Size) -> bool:
     )
 
 
-def _with_channels(weight: Tensor, num_channels: int) -> Tensor:
+def with_channels(weight: Tensor, num_channels: int) -> Tensor:
     """A kernel of one input channel made one of several, or the other way round."""
     if num_channels == 1:
         return weight.sum(dim=1, keepdim=True)

@@ -24,7 +24,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from supercl_core.pictures import class_rgb
+from supercl_core.showing.pictures import class_rgb
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which most colour-blind readers can tell apart."""

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from supercl_core.cache_reader import Cache, CachedCase, open_cache
+from supercl_core.cache.reader import Cache, CachedCase, open_cache
 from supercl_core.errors import SuperCLError
-from supercl_core.pictures import grey_slice, pixel_aspect
-from supercl_core.volumes import read_volume
+from supercl_core.formats.volumes import read_volume
+from supercl_core.showing.pictures import grey_slice, pixel_aspect
 from train.comparison import Run
 from train.report import figures
 from train.report.parts import Entry, Gallery, Picture

@@ -69,6 +69,12 @@ A study, STUDY.toml:
     metavar="KEY=VALUE",
     help="One setting of STUDY.toml, such as cache=FILE or seeds=[0]; may be repeated.",
 )
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Do only these runs now, by recipe, arm, labelled or seed, such as labelled=8; may be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the runs and their budgets, and do nothing.")
 def study(
     declaration: Path,
@@ -76,6 +82,7 @@ def study(
     jobs: int,
     devices: tuple[str, ...],
     assignments: tuple[str, ...],
+    only: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Compare ways of pre-training: arms x recipes x labelled counts x seeds.
@@ -94,22 +101,32 @@ def study(
     """
     from rich.console import Console
 
-    from supercl_core.cache_reader import open_cache
+    from supercl_core.cache.reader import open_cache
+    from supercl_core.messages import note
     from train.study.collection import update_results
     from train.study.declaration import read_study
     from train.study.results import render_results
-    from train.study.runner import failures, read_splits, run_task, run_workers, start_study, tasks_of, work
+    from train.study.runner import (
+        failures,
+        only_tasks,
+        read_splits,
+        run_task,
+        run_workers,
+        start_study,
+        tasks_of,
+        work,
+    )
 
     declared = read_study(declaration, assignments=assignments)
     cache = open_cache(declared.cache)
     splits = read_splits(declared, cache)
     out = out.resolve()
-    tasks = tasks_of(declared, out)
+    tasks = only_tasks(tasks_of(declared, out), only)
     if dry_run:
         _print_plan(declared, tasks)
         return
     if added := start_study(declared, out):
-        click.echo(f"note: new in this study: {', '.join(added)}", err=True)
+        note(f"new in this study: {', '.join(added)}")
     devices = devices or ("auto",)
     try:
         if jobs == 1:
@@ -122,6 +139,7 @@ def study(
         else:
             command = [sys.executable, "-m", "supercl_core.cli", "study", str(declaration), str(out)]
             command += [argument for value in assignments for argument in ("--set", value)]
+            command += [argument for value in only for argument in ("--only", value)]
             run_workers(
                 [[*command, "--device", devices[index % len(devices)]] for index in range(jobs)],
                 tasks,
@@ -135,7 +153,7 @@ def study(
 
 
 def _print_plan(study: Study, tasks: list[Task]) -> None:
-    """The runs in their order, each with its budget and state."""
+    """The runs to do in their order, each with its budget and state."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -149,10 +167,10 @@ def _print_plan(study: Study, tasks: list[Task]) -> None:
         length = f"{config.epochs} epochs" if config.epochs is not None else f"{config.steps:,} steps"
         budget = f"{length} x {config.batch_size}, {config.filters} filters"
         table.add_row(*map(Text, (task.title, budget, task.status()[0])))
-    num_cells = len(study.cells())
+    num_pretrained = sum(arm.pretrain is not None for arm in study.arms.values())
     Console().print(table)
     click.echo(
-        f"{num_cells} cells = {len(study.arms)} arms x {len(study.recipes)} recipes x {len(study.labelled)} labelled "
-        f"counts x {len(study.seeds)} seeds, and {len(tasks) - num_cells} pre-trainings; scored on {study.scored_on} "
-        "cases"
+        f"{len(study.cells())} cells = {len(study.arms)} arms x {len(study.recipes)} recipes x {len(study.labelled)} "
+        f"labelled counts x {len(study.seeds)} seeds, and {num_pretrained * len(study.seeds)} pre-trainings; scored on "
+        f"{study.scored_on} cases"
     )

@@ -23,13 +23,13 @@ import subprocess
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from supercl_core.cache_reader import Cache
+from supercl_core.cache.reader import Cache
 from supercl_core.errors import (
     CacheError,
     CasesFailedError,
@@ -37,17 +37,19 @@ from supercl_core.errors import (
     StorageError,
     SuperCLError,
     UsageError,
+    some_of,
 )
 from supercl_core.files import read_json, write_json
 from supercl_core.locks import check_lock, hold, hold_in_turn, lock_path
+from supercl_core.machine import num_cores
+from supercl_core.messages import note
 from supercl_core.progress import Advance, progress
-from supercl_core.splits import Split, fold_numbers, read_split, some_of
+from supercl_core.splits import Split, fold_numbers, read_split
 from train import runs
 from train.evaluate import evaluate
 from train.finetuning import finetune
 from train.models.weights import WEIGHTS_NAME
 from train.pretraining import pretrain
-from train.run_log import note
 from train.stopping import stop_requests
 from train.study.declaration import CellKey, Labelled, Status, Study, pretrain_path
 
@@ -59,6 +61,8 @@ _STOPPING: Final = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno
 
 LOOK_S: Final = 5.0
 """Seconds from one look for something to do to the next, for a worker that waits for others."""
+
+_KEYS: Final = tuple(field.name for field in dataclasses.fields(CellKey))
 
 Perform = Callable[["Task", Callable[[], None]], None]
 """Does a task. The function it gets is to be called between its parts: it raises where the task is no longer ours."""
@@ -141,6 +145,34 @@ def tasks_of(study: Study, out_path: Path) -> list[Task]:
             if cell.seed == seed
         ]
     return tasks
+
+
+def only_tasks(tasks: Sequence[Task], wanted: Iterable[str]) -> list[Task]:
+    """The cells that fit `wanted`, such as `arm=scratch`, and the pre-trainings that they need; all, where it is empty.
+
+    Several values of one key are alternatives, several keys hold together. Raises UsageError for another key than
+    recipe, arm, labelled and seed, and for a value that no cell has.
+    """
+    cells = [task for task in tasks if task.cell is not None]
+    wanted_of: dict[str, set[str]] = {}
+    for text in wanted:
+        key, _, value = text.partition("=")
+        known = list(dict.fromkeys(str(getattr(task.cell, key)) for task in cells)) if key in _KEYS else []
+        if value not in known:
+            raise UsageError(
+                "No run of the study fits --only.",
+                expected=f"{key}= one of {', '.join(known)}" if known else f"{'=, '.join(_KEYS)}=",
+                found=text,
+                next_step="Name what the study has: `--dry-run` lists its runs.",
+            )
+        wanted_of.setdefault(key, set()).add(value)
+    chosen = [
+        task
+        for task in cells
+        if all(str(getattr(task.cell, key)) in values for key, values in wanted_of.items())
+    ]
+    kept = {id(task) for cell in chosen for task in (cell, cell.needs)}
+    return [task for task in tasks if id(task) in kept]
 
 
 def read_splits(study: Study, cache: Cache) -> dict[Labelled, Split]:
@@ -424,8 +456,7 @@ def run_workers(
     runs failed.
     """
     logs_path.mkdir(parents=True, exist_ok=True)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, num_cores // len(commands))
+    threads = max(1, num_cores() // len(commands))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     logs = [logs_path / f"{socket.gethostname()}-{os.getpid()}-{index}.log" for index in range(len(commands))]
     with stop_requests() as stop_requested, ExitStack() as stack:

@@ -82,6 +82,20 @@ def test_the_plan_names_all_runs_and_changes_nothing(declaration, tmp_path, supe
     assert not (tmp_path / "out").exists()
 
 
+def test_only_some_of_the_runs(declaration, tmp_path, supercl):
+    command = ("study", declaration, tmp_path / "out", "--only", "arm=scratch", "--only", "labelled=1")
+    planned = supercl(*command, "--dry-run").out
+    assert re.findall(r"^ *(\w+, .*?)  ", planned, re.M) == [
+        f"short, scratch, 1 labelled, seed {seed}" for seed in (0, 1)
+    ]
+    assert "and 2 pre-trainings" in planned
+    outcome = supercl(*command, "--jobs", "2")
+    assert outcome.code == 0, outcome.err
+    finished = [cell.run_path for cell in read_results(tmp_path / "out").cells if cell.status == "finished"]
+    assert finished == [run_path(tmp_path / "out", "scratch", 1, seed) for seed in (0, 1)]
+    assert not (tmp_path / "out/pretrain").exists()
+
+
 def test_the_help_shows_a_study_that_can_be_read(tmp_path, supercl):
     from train.study.declaration import read_study
 
@@ -118,7 +132,7 @@ def test_a_study_is_scored_and_cleaned_and_goes_on_with_a_new_seed(declaration, 
 
 
 def test_validation_scores_never_read_a_test_case(declaration, tmp_path, supercl, monkeypatch):
-    from supercl_core.cache_reader import CachedCase
+    from supercl_core.cache.reader import CachedCase
 
     read = []
     original = CachedCase.read

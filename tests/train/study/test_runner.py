@@ -19,12 +19,12 @@ import pytest
 from made_caches import write_noise
 from made_runs import write_run
 
-from supercl_core.cache_reader import open_cache
+from supercl_core.cache.reader import open_cache
 from supercl_core.errors import CasesFailedError, PreemptedError, StorageError, SuperCLError, UsageError
 from supercl_core.locks import hold, lock_path
 from train.study import runner
 from train.study.declaration import read_study
-from train.study.runner import failures, read_splits, run_workers, start_study, tasks_of, work
+from train.study.runner import failures, only_tasks, read_splits, run_workers, start_study, tasks_of, work
 
 STUDY = """
 cache = "noise.zarr"
@@ -96,6 +96,48 @@ def test_all_is_done_once_and_pretraining_before_what_needs_it(tasks):
     assert failures(tasks) is None
     work(tasks, Fake(fails=fake.done))  # nothing is left to do
     assert not list(tasks[0].path.parent.glob("*.lock")) + list(tasks[0].path.parent.glob("*.wip"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (
+            ["arm=scratch", "labelled=1"],
+            ["strong, scratch, 1 labelled, seed 0", "strong, scratch, 1 labelled, seed 1"],
+        ),
+        (
+            ["seed=1", "labelled=1", "labelled=2", "arm=simclr", "recipe=strong"],
+            [
+                "pre-training, simclr, seed 1",
+                "strong, simclr, 1 labelled, seed 1",
+                "strong, simclr, 2 labelled, seed 1",
+            ],
+        ),
+    ],
+)
+def test_only_some_cells_with_the_pretrainings_that_they_need(tasks, wanted, expected):
+    assert [task.title for task in only_tasks(tasks, wanted)] == expected
+
+
+def test_only_without_a_wish_is_all(tasks):
+    assert only_tasks(tasks, []) == tasks
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("arm=gcl", "arm= one of scratch, simclr"),
+        ("seed=", "seed= one of 0, 1"),
+        ("cell=1", "recipe=, arm=, labelled=, seed="),
+        ("title=strong", "recipe=, arm=, labelled=, seed="),
+        ("strong", "recipe=, arm=, labelled=, seed="),
+    ],
+)
+def test_only_what_no_run_has(tasks, wanted, expected):
+    with pytest.raises(UsageError) as caught:
+        only_tasks(tasks, [wanted])
+    assert caught.value.expected == expected
+    assert caught.value.found == wanted
 
 
 def test_workers_side_by_side_never_do_one_task_twice(tasks):
@@ -281,7 +323,7 @@ def run_scripts(tasks, scripts, logs_path):
 
 def test_workers_get_their_share_of_the_cores_and_a_file_for_what_they_say(tasks, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(runner, "num_cores", lambda: 7)
     script = "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)"
     run_scripts(tasks, [script] * 3, tmp_path / "logs")
     assert [log.read_text() for log in (tmp_path / "logs").iterdir()] == ["2\n"] * 3
