@@ -2,12 +2,14 @@
 
     python -m benchmarks.results OUT/hippocampus OUT/acdc
 
-Each study's part of the page, between `<!-- study NAME -->` and `<!-- end -->`, is written anew, and for a study of
-several labelled counts images/study-NAME.svg beside the page. The text around it is written by hand.
+The part of the page for each recipe that has finished runs, between `<!-- study NAME RECIPE -->` and `<!-- end -->`, is
+written anew, and for several labelled counts images/study-NAME-RECIPE.svg beside the page. The text around it is
+written by hand.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterable
@@ -37,37 +39,53 @@ def main(studies: tuple[Path, ...], page: Path) -> None:
     text = page.read_text()
     for study in studies:
         results = read_results(study)
-        begin = f"<!-- study {results.name} -->"
-        part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
-        shown = lines(results)
-        picture = None
-        if results.saved and any(row.difference for row in results.rows):
-            picture = Path("images", f"study-{results.name}.svg")
-            shown += ["", f"![DSC minus that of {results.baseline}, with intervals]({picture.as_posix()})"]
-        text, num_found = part.subn(lambda _, shown=shown: "\n".join(shown) + "\n", text)
-        if num_found != 1:
-            raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
-        if picture:
-            draw(results, page.parent / picture)
+        for recipe in results.recipes:
+            of_recipe = _only(results, recipe)
+            if any(cell.status == "finished" for cell in of_recipe.cells):
+                text = _with_part(text, of_recipe, page)
     page.write_text(text)
 
 
+def _with_part(text: str, results: Results, page: Path) -> str:
+    """The page's `text` with the part for the one recipe of `results`, whose picture is drawn."""
+    name = f"{results.name} {results.recipes[0]}"
+    shown = lines(results)
+    if any(row.difference for row in results.rows) and len({row.labelled for row in results.rows}) > 1:
+        picture = Path("images", f"study-{name.replace(' ', '-')}.svg")
+        shown += ["", f"![DSC minus that of {results.baseline}, with intervals]({picture.as_posix()})"]
+        draw(results, page.parent / picture)
+    begin = f"<!-- study {name} -->"
+    part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
+    text, num_found = part.subn(lambda _: "\n".join(shown) + "\n", text)
+    if num_found != 1:
+        raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
+    return text
+
+
+def _only(results: Results, recipe: str) -> Results:
+    """What `results` has of one recipe."""
+    finetune = results.budget["finetune"]
+    return dataclasses.replace(
+        results,
+        recipes=(recipe,),
+        cells=tuple(cell for cell in results.cells if cell.recipe == recipe),
+        rows=tuple(row for row in results.rows if row.recipe == recipe and row.dsc is not None),
+        saved=tuple(one for one in results.saved if one.recipe == recipe),
+        budget={**results.budget, "finetune": {recipe: finetune[recipe]}},
+    )
+
+
 def lines(results: Results) -> list[str]:
-    """The conditions of a study, and a row for each recipe, count and arm."""
+    """The conditions of the runs of a recipe, and a row for each count and arm."""
     finished = sum(cell.status == "finished" for cell in results.cells)
-    saved = {(one.recipe, one.arm, one.labelled): one for one in results.saved}
+    saved = {(one.arm, one.labelled): one for one in results.saved}
     means = [row for row in results.rows if row.class_name == MEAN]
     best: dict[Any, float] = {}
     for row in means:
-        if row.dsc is not None:
-            key = row.recipe, row.labelled
-            best[key] = max(best.get(key, 0.0), row.dsc)
-    rows = [
-        _cells(row, saved.get((row.recipe, row.arm, row.labelled)), best.get((row.recipe, row.labelled)))
-        for row in means
-    ]
+        best[row.labelled] = max(best.get(row.labelled, 0.0), row.dsc or 0.0)
+    rows = [_cells(row, saved.get((row.arm, row.labelled)), best[row.labelled]) for row in means]
     titles = [
-        *("recipe", "labelled", "arm", "seeds", f"DSC % ± sd of {spread(results)}", "95 % interval"),
+        *("labelled", "arm", "seeds", f"DSC % ± sd of {spread(results)}", "95 % interval"),
         *(f"difference to {results.baseline}", f"HD95 {results.unit}", "missing"),
         *([f"{results.baseline} needs"] if saved else []),
     ]
@@ -82,37 +100,35 @@ def lines(results: Results) -> list[str]:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the paired differences to the baseline with their intervals, a panel for each recipe, as SVG."""
-    rows = [
-        row for row in results.rows if row.class_name == MEAN and row.difference and row.difference.interval
-    ]
-    recipes = [recipe for recipe in results.recipes if any(row.recipe == recipe for row in rows)]
+    """Write the paired differences to the baseline with their intervals as SVG."""
     arms = [arm for arm in results.arms if arm != results.baseline]
-    figure = Figure(figsize=(1.5 + 4 * len(recipes), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(recipes), squeeze=False, sharey=True)[0]
-    for axes, recipe in zip(panels, recipes, strict=True):
-        axes.axhline(0, color="black", linewidth=0.8)
-        for index, arm in enumerate(arms):
-            own = [row for row in rows if (row.recipe, row.arm) == (recipe, arm)]
-            side = 0.12 * (index - (len(arms) - 1) / 2)  # so that no interval hides another
-            x = [results.labelled.index(row.labelled) + side for row in own]
-            mean = np.array([row.difference.mean for row in own])
-            lengths = np.abs(np.array([row.difference.interval for row in own]).reshape(-1, 2).T - mean)
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="black", linewidth=0.8)
+    for index, arm in enumerate(arms):
+        found = [
+            (results.labelled.index(row.labelled), row.difference.mean, *row.difference.interval)
+            for row in results.rows
+            if (row.class_name, row.arm) == (MEAN, arm) and row.difference and row.difference.interval
+        ]
+        if found:
+            x, mean, low, high = np.array(found).T
+            x += 0.12 * (index - (len(arms) - 1) / 2)  # so that no interval hides another
+            lengths = mean - low, high - mean
             axes.errorbar(
                 x, mean, yerr=lengths, fmt="o", markersize=5, capsize=2, color=f"C{index}", label=arm
             )
-        axes.set_title(f"recipe {recipe}")
-        axes.set_xticks(range(len(results.labelled)), map(str, results.labelled))
-        axes.set_xlabel("labelled")
-        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-    panels[0].set_ylabel(f"DSC minus that of {results.baseline} [points]")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    axes.set_xticks(range(len(results.labelled)), map(str, results.labelled))
+    axes.set_xlabel("labelled")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_ylabel(f"DSC minus that of {results.baseline} [points]")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
     with matplotlib.rc_context({"svg.hashsalt": "supercl"}):
         figure.savefig(path, metadata={"Date": None})
 
 
-def _cells(row: Row, saved: Saved | None, best: float | None) -> list[str]:
-    mark = "**" if row.dsc is not None and row.dsc == best else ""
+def _cells(row: Row, saved: Saved | None, best: float) -> list[str]:
+    mark = "**" if row.dsc == best else ""
     interval = f"{row.interval[0]:.1f} to {row.interval[1]:.1f}" if row.interval else "–"
     difference = difference_text(row.difference) if row.difference else ""
     is_clear = row.difference is not None and row.difference.is_clear
@@ -120,7 +136,6 @@ def _cells(row: Row, saved: Saved | None, best: float | None) -> list[str]:
     if needs and not is_clear:
         needs += " (not told apart)"
     return [
-        row.recipe,
         str(row.labelled),
         row.arm,
         str(row.num_seeds),

@@ -48,7 +48,7 @@ def test_a_table_says_whose_commit_budget_time_and_seeds_its_numbers_have(tmp_pa
     assert "32 to 38 s a run; unknown pre-training made elsewhere: foreign." in text[0]
     assert text[0].endswith("Runs made with commit ccccccc, supercl 0.7, torch 2.1.")
     assert len({line.count("|") for line in text[2:]}) == 1
-    assert [line.split(" | ")[2:4] for line in text[4:]] == [
+    assert [line.split(" | ")[1:3] for line in text[4:]] == [
         ["scratch", "2"],
         ["foreign", "2"],
         ["scratch", "2"],
@@ -63,7 +63,7 @@ def test_the_page_gets_tables_and_for_several_counts_a_picture(tmp_path):
     (tmp_path / "small.toml").write_text(STUDY)
     page = tmp_path / "docs" / "page.md"
     (page.parent / "images").mkdir(parents=True)
-    page.write_text("Above.\n<!-- study small -->\nOld.\n<!-- end -->\nBelow.\n")
+    page.write_text("Above.\n<!-- study small strong -->\nOld.\n<!-- end -->\nBelow.\n")
     for name, counts in (("several", "labelled=[2, 8]"), ("one", "labelled=[2]")):
         study, out = read_study(tmp_path / "small.toml", assignments=[counts]), tmp_path / name
         for cell in study.cells():
@@ -73,20 +73,33 @@ def test_the_page_gets_tables_and_for_several_counts_a_picture(tmp_path):
         main([str(out), "--page", str(page)], standalone_mode=False)
         above, *part, below = page.read_text().splitlines()
         assert (above, below) == ("Above.", "Below.")
-        assert part[0] == "<!-- study small -->"
+        assert part[0] == "<!-- study small strong -->"
         assert part[-1] == "<!-- end -->"
         assert "Old." not in part
-        assert ("(images/study-small.svg)" in page.read_text()) == (name == "several")
-    assert "foreign" in (page.parent / "images" / "study-small.svg").read_text()
-    unfinished = read_study(tmp_path / "small.toml")
-    start_study(unfinished, tmp_path / "begun")
-    update_results(tmp_path / "begun")
-    main([str(tmp_path / "begun"), "--page", str(page)], standalone_mode=False)
-    assert "0 of 8 cells" in page.read_text()
-    assert ".svg" not in page.read_text()
+        assert ("(images/study-small-strong.svg)" in page.read_text()) == (name == "several")
+    assert "foreign" in (page.parent / "images" / "study-small-strong.svg").read_text()
     page.write_text("No part.\n")
     with pytest.raises(click.ClickException, match="0 parts"):
         main([str(out), "--page", str(page)], standalone_mode=False)
+
+
+def test_parts_of_recipes_without_finished_runs_stay(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    (tmp_path / "small.toml").write_text(STUDY + "[recipes.published]\nsteps = 20\n")
+    study, out, page = read_study(tmp_path / "small.toml"), tmp_path / "out", tmp_path / "page.md"
+    (tmp_path / "images").mkdir()
+    start_study(study, out)
+    parts = {recipe: f"<!-- study small {recipe} -->\n" for recipe in ("strong", "published")}
+    page.write_text("".join(f"{begin}Earlier.\n<!-- end -->\n" for begin in parts.values()))
+    for cell in study.cells():
+        if cell.recipe == "published":
+            write_run(cell.path(out), {f"case_{n}": (0.5, 0.5) for n in range(3)}, labelled=cell.labelled)
+    update_results(out)
+    main([str(out), "--page", str(page)], standalone_mode=False)
+    text = page.read_text()
+    assert f"{parts['strong']}Earlier.\n<!-- end -->" in text
+    assert f"{parts['published']}8 of 8 cells, seeds 0, 1, scored on test cases. Budgets: `published`" in text
+    assert text.count("40 steps") == 0
 
 
 def test_a_study_of_one_count_has_no_column_of_saved_labels(tmp_path):
