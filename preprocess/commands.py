@@ -123,6 +123,7 @@ def preprocess(
     from supercl_core.config import resolve
     from supercl_core.errors import UsageError
     from supercl_core.messages import next_command
+    from supercl_core.splits import next_after_cache
 
     if sum(way is not None for way in (workers, scheduler, slurm_path)) > 1:
         raise UsageError(
@@ -159,9 +160,7 @@ def preprocess(
         )
     if result.failed:
         raise _failed(cache, result.failed)
-    # Without volumes there are no pairs by position.
-    is_flat = all(row.shape[1] == 1 for row in open_cache(cache).done)
-    next_command("pretrain", cache, "RUN", *(("--set", "instance_rule=view") if is_flat else ()))
+    next_command(*next_after_cache(cache, open_cache(cache).done))
 
 
 def _values(result: RunResult) -> dict[str, Any]:

@@ -289,13 +289,13 @@ def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
 
     \b
     Example:  supercl split heart.zarr heart_split.json
-              supercl finetune heart.zarr runs/scratch --split heart_split.json --labelled 2 --init scratch
+              supercl pretrain heart.zarr runs/pretrain --split heart_split.json
     """
     from supercl_core.cache.cases import identical_cases
     from supercl_core.cache.reader import open_cache
     from supercl_core.errors import UsageError, some_of
-    from supercl_core.messages import note
-    from supercl_core.splits import write_random_split
+    from supercl_core.messages import next_command, note
+    from supercl_core.splits import next_pretraining, write_random_split
 
     if not 0 < test_fraction < 1:
         raise UsageError(
@@ -309,6 +309,7 @@ def split(cache: Path, file: Path, test_fraction: float, seed: int) -> None:
     for identical in identical_cases([row for row in rows if row.has_ground_truth]):
         note(f"cases of identical content stay together: {some_of(identical)}")
     click.echo(f"{file}: {num_test} cases for testing, {num_train} for training")
+    next_command(*next_pretraining(cache, rows, "--split", file))
 
 
 @click.command()

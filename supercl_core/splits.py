@@ -166,6 +166,20 @@ def fold_numbers(case_ids: Sequence[str], rows: Sequence[CaseRow], *, num_folds:
     return [order[patient[case]] % num_folds for case in case_ids]
 
 
+def next_after_cache(cache_path: Path, rows: Sequence[CaseRow]) -> tuple[object, ...]:
+    """What follows preprocessing, as the words of `messages.next_command`: a split, where the cases allow one."""
+    labelled = [row for row in rows if row.has_ground_truth]
+    if labelled and len(set(patients(labelled).tolist())) > 1:
+        return "split", cache_path, "FILE"
+    return next_pretraining(cache_path, rows)
+
+
+def next_pretraining(cache_path: Path, rows: Sequence[CaseRow], *options: object) -> tuple[object, ...]:
+    """The words of pre-training on the cases `rows`; without volumes there are no pairs by position."""
+    is_flat = all(row.shape[1] == 1 for row in rows)
+    return "pretrain", cache_path, "RUN", *options, *(("--set", "instance_rule=view") if is_flat else ())
+
+
 def write_random_split(
     path: Path, rows: Sequence[CaseRow], *, test_fraction: float, seed: int
 ) -> tuple[int, int]:

@@ -246,8 +246,8 @@ def test_a_layout_can_be_named_and_repair_keeps_to_it(
 @pytest.mark.parametrize(
     ("layout", "left_out", "following"),
     [
-        ("acdc", ["2 files such as training/patient001/patient001_4d.nii.gz (all frames"], "RUN"),
-        ("isic2018", ["(part of another task"], "RUN --set instance_rule=view"),
+        ("acdc", ["2 files such as training/patient001/patient001_4d.nii.gz (all frames"], ""),
+        ("isic2018", ["(part of another task"], " --set instance_rule=view"),
     ],
 )
 def test_what_is_left_out_is_said_once_and_what_comes_next(
@@ -265,7 +265,19 @@ def test_what_is_left_out_is_said_once_and_what_comes_next(
         assert outcome.code == 0
         assert outcome.err.count("note: left out") == len(left_out)
         assert all(text in outcome.err for text in left_out)
-    assert outcome.err.endswith(f"next: supercl pretrain {cache} {following}\n")
+    assert outcome.err.endswith(f"next: supercl split {cache} FILE\n")
+    outcome = supercl("split", cache, tmp_path / "split.json")
+    assert outcome.err == f"next: supercl pretrain {cache} RUN --split {tmp_path}/split.json{following}\n"
+
+
+def test_without_ground_truth_pretraining_comes_next(
+    tmp_path: Path, scheduler: str, supercl: Callable[..., Any]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        np.save(tmp_path / f"in/{name}.npy", np.arange(1800, dtype=np.uint16).reshape(2, 30, 30))
+    outcome = supercl("preprocess", tmp_path / "in", tmp_path / "out.zarr", "--scheduler", scheduler)
+    assert outcome.err.endswith(f"next: supercl pretrain {tmp_path}/out.zarr RUN\n")
 
 
 # ---- what machines read

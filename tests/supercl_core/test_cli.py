@@ -264,6 +264,7 @@ def test_split_writes_a_file_of_the_labelled_cases(
     outcome = supercl("split", cache_path, tmp_path / "split.json", "--test-fraction", "0.3", "--seed", "4")
     assert outcome.code == 0
     assert outcome.out == f"{tmp_path / 'split.json'}: 1 cases for testing, 2 for training\n"
+    assert outcome.err == f"next: supercl pretrain {cache_path} RUN --split {tmp_path / 'split.json'}\n"
     content = json.loads((tmp_path / "split.json").read_text())
     assert sorted([*content["labelled"]["2"], *content["test"]]) == ["case_a", "case_b", "case_c"]
 

@@ -255,7 +255,7 @@ def test_the_command_names_the_cases_that_it_keeps_together(
     cache = write_noise(tmp_path / "twins.zarr", {"a": 1, "b": 2, "c": 3, "d": 2, "e": 5})
     outcome = supercl("split", cache, tmp_path / "split.json")
     assert outcome.code == 0
-    assert outcome.err == "note: cases of identical content stay together: b, d\n"
+    assert outcome.err.startswith("note: cases of identical content stay together: b, d\n")
 
 
 @pytest.mark.parametrize("seed", range(6))
