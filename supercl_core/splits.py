@@ -234,7 +234,7 @@ def _section(file: str, data_set: str) -> dict[str, Any]:
             "The split cannot be read.",
             where=path,
             expected='a JSON file such as {"labelled": {"2": [...]}, "test": [...]}, or the authors\' text',
-            found=error,
+            found=getattr(error, "strerror", None) or error,
             next_step="Check the path, or write one with `supercl split CACHE FILE`.",
         ) from error
     sections = {name: part for name, part in content.items() if isinstance(part, dict) and "test" in part}

@@ -199,7 +199,11 @@ def pretrain(
 @click.command(cls=_WithSettings)
 @click.argument("cache", type=_PATH)
 @click.argument("run", type=_PATH)
-@click.option("--init", required=True, help="A pre-training run, a file of weights, or `scratch`.")
+@click.option(
+    "--init",
+    required=True,
+    help="A pre-training run, a file of weights, a folder that `supercl export` wrote, or `scratch`.",
+)
 @click.option(
     "--split",
     required=True,

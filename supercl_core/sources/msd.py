@@ -4,6 +4,8 @@ TASK/
   dataset.json              name, modality, labels, training, test
   imagesTr/case.nii.gz      (imagesTs/ likewise, without labels)
   labelsTr/case.nii.gz
+
+Raw data of nnU-Net v1 have the same dataset.json, and a file for each channel of an entry: case_0000.nii.gz, and so on.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def read(path: Path) -> DataSource:
         classes = [(int(key), printable(str(name))) for key, name in declared["labels"].items()]
         channels = [(int(key), printable(str(name))) for key, name in declared["modality"].items()]
         cases = [
-            _case(path, entry, f"{part}-{index}")
+            _case(path, entry, f"{part}-{index}", num_channels=len(channels))
             for part in ("training", "test")
             for index, entry in enumerate(_entries(declared, part))
         ]
@@ -93,7 +95,7 @@ def _entries(declared: dict[str, Any], part: str) -> list[Any]:
     return entries
 
 
-def _case(path: Path, entry: Any, place: str) -> CaseSource:
+def _case(path: Path, entry: Any, place: str, *, num_channels: int) -> CaseSource:
     """The case of one entry of dataset.json, `place` of which is a name for it where it has none."""
     labelled = place.startswith("training")
     image, label = (
@@ -107,9 +109,18 @@ def _case(path: Path, entry: Any, place: str) -> CaseSource:
     return CaseSource(
         id=case_id,
         name=shown,
-        image_paths=(path / name,),
+        image_paths=_image_paths(path / name, num_channels),
         label_paths=() if label is None else (path / label,),
     )
+
+
+def _image_paths(file: Path, num_channels: int) -> tuple[Path, ...]:
+    """`file`, or where only files of its channels are there, as in nnU-Net v1, these."""
+    bare = stem(file.name)
+    of_channels = [file.with_name(f"{bare}_{n:04}{file.name[len(bare) :]}") for n in range(num_channels)]
+    if file.is_file() or not any(channel.is_file() for channel in of_channels):
+        return (file,)
+    return tuple(of_channels)
 
 
 def _problem(entry: Any, kind: str) -> str:

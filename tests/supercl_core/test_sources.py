@@ -231,6 +231,21 @@ def test_one_bad_entry_is_one_case_with_a_problem(
         assert bad.paths == (tmp_path / "dataset.json",)
 
 
+def test_raw_data_of_nnunet_v1_have_a_file_for_each_channel_of_an_entry(tmp_path: Path) -> None:
+    """A channel that lacks its file is the case's problem when it is read."""
+    touch(*(tmp_path / f"imagesTr/{name}.nii.gz" for name in ("a_0000", "a_0001", "b_0001", "c", "c_0000")))
+    declared = {"labels": {"0": "background"}, "modality": {"0": "T1", "1": "T2"}, "test": []}
+    entries = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz"} for name in "abcd"]
+    (tmp_path / "dataset.json").write_text(json.dumps({**declared, "training": entries}))
+    found = {case.id: [path.name for path in case.image_paths] for case in discover(tmp_path).cases}
+    assert found == {
+        "a": ["a_0000.nii.gz", "a_0001.nii.gz"],
+        "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
+        "c": ["c.nii.gz"],
+        "d": ["d.nii.gz"],
+    }
+
+
 def test_name_of_a_task_without_one_is_that_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "dataset.json").write_text(json.dumps(GOOD))
