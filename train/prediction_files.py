@@ -27,7 +27,8 @@ def files_by_case(predictions_path: Path, case_ids: Sequence[str]) -> tuple[dict
 
     A file is named like its case, with or without the `_0000` of nnU-Net. Raises UsageError where there is no volume.
     """
-    if not predictions_path.is_dir() or not folder.matches(predictions_path):
+    sources = folder.read(predictions_path).cases if predictions_path.is_dir() else ()
+    if not sources:
         raise UsageError(
             "There are no predictions here.",
             where=predictions_path,
@@ -35,7 +36,7 @@ def files_by_case(predictions_path: Path, case_ids: Sequence[str]) -> tuple[dict
             found="a folder without a volume" if predictions_path.is_dir() else "no folder",
             next_step="Check the path.",
         )
-    files = {file.id: file for file in with_usable_ids(folder.read(predictions_path).cases)}
+    files = {file.id: file for file in with_usable_ids(sources)}
     found: dict[str, CaseSource] = {}
     for case_id in case_ids:
         file = files.get(case_id) or files.get(f"{case_id}_0000")

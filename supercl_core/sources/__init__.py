@@ -1,7 +1,7 @@
 """Which cases a folder holds: one small module per layout, recognised by itself.
 
-A layout has `NAME` (what --layout takes), `EXPECTED` (what its folder looks like, one line), `matches(path)` and
-`read(path)`. Called by preprocessing and prediction.
+A layout has `NAME` (what --layout takes), `EXPECTED` (what its folder looks like, one line), `matches(path, files)`,
+where `files` is all data below the folder, and `read(path)`. Called by preprocessing and prediction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Layout(Protocol):
     def NAME(self) -> str: ...
     @property
     def EXPECTED(self) -> str: ...
-    def matches(self, path: Path, /) -> bool: ...
+    def matches(self, path: Path, files: Sequence[Path], /) -> bool: ...
     def read(self, path: Path, /) -> DataSource: ...
 
 
@@ -88,7 +88,7 @@ def _discovered(path: Path, name: str | None) -> DataSource:
             next_step="Check the path; `supercl phantom OUT` writes a data set to try things with.",
         )
     files = walk(path)[0]
-    layout = _recognised(path, files) if name is None else _asked_for(path, name)
+    layout = _recognised(path, files) if name is None else _asked_for(path, files, name)
     source = layout.read(path)
     if name is None and layout.NAME in _SUFFIXES:
         _check_images(path, layout, source)
@@ -112,10 +112,10 @@ def _discovered(path: Path, name: str | None) -> DataSource:
 
 def _recognised(path: Path, files: Sequence[Path]) -> Layout:
     """The layout that fits the folder; `files`: all data below it."""
-    if declared := next((layout for layout in _DECLARED if layout.matches(path)), None):
+    if declared := next((layout for layout in _DECLARED if layout.matches(path, files)), None):
         return declared
-    fitting = [layout for layout in _NAMED if _fits(layout, path, files)]
-    fitting = fitting or [layout for layout in _GENERAL if _fits(layout, path, files)]
+    fitting = [layout for layout in _NAMED if layout.matches(path, files)]
+    fitting = fitting or [layout for layout in _GENERAL if layout.matches(path, files)]
     if not fitting:
         raise _nothing_fits(path)
     if len(fitting) > 1:
@@ -123,16 +123,7 @@ def _recognised(path: Path, files: Sequence[Path]) -> Layout:
     return fitting[0]
 
 
-def _fits(layout: Layout, path: Path, files: Sequence[Path]) -> bool:
-    """As `layout.matches`; `files`, all data below `path`, spare those that go by names another walk."""
-    if isinstance(layout, named.NamedLayout):
-        return layout.knows(path, files)
-    if layout.NAME in _SUFFIXES:
-        return any(_SUFFIXES[layout.NAME](file.name) is not None for file in files)
-    return layout.matches(path)
-
-
-def _asked_for(path: Path, name: str) -> Layout:
+def _asked_for(path: Path, files: Sequence[Path], name: str) -> Layout:
     layout = next((layout for layout in _LAYOUTS if name == layout.NAME), None)
     if layout is None:
         raise UsageError(
@@ -141,7 +132,7 @@ def _asked_for(path: Path, name: str) -> Layout:
             found=name,
             next_step="Choose one of these, or leave --layout out.",
         )
-    if not layout.matches(path):
+    if not layout.matches(path, files):
         raise SuperCLError(
             f"The input folder does not hold the layout {name}.",
             where=path,

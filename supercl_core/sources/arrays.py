@@ -14,21 +14,21 @@ classes of label maps are declared as in nnU-Net v2: {"labels": {"background": 0
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from supercl_core.errors import SuperCLError, printable
 from supercl_core.formats.array_files import array_suffix, has_label
 from supercl_core.sources.base import CaseSource, DataSource
 from supercl_core.sources.siblings import declared_classes, read_siblings
-from supercl_core.sources.walk import walk
 
 NAME = "arrays"
 EXPECTED = "arrays: .npy, .npz, .h5 or .hdf5 files, with `label` in them or labels/ beside images/"
 
 
-def matches(path: Path) -> bool:
+def matches(_path: Path, files: Sequence[Path]) -> bool:
     """Whether anything below `path` is a file of arrays by its name."""
-    return bool(walk(path, array_suffix)[0])
+    return any(array_suffix(file.name) is not None for file in files)
 
 
 def read(path: Path) -> DataSource:

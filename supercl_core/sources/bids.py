@@ -12,6 +12,7 @@ out. To have several contrasts as channels of one case, arrange them as nnU-Net 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ _ANATOMICAL: Final = re.compile(r"sub-[^/]+/(?:ses-[^/]+/)?anat/[^/]+\.nii(?:\.g
 _DERIVED: Final = re.compile(r"_(?:\w*mask|\w*seg|roi)$")
 
 
-def matches(path: Path) -> bool:
+def matches(path: Path, _files: Sequence[Path]) -> bool:
     """Whether `path` has a folder `anat` where BIDS has it."""
     return any(True for pattern in ("sub-*/anat", "sub-*/ses-*/anat") for _ in path.glob(pattern))
 

@@ -13,6 +13,7 @@ and of public code. Which sequences the publication used, we could not find out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ _SEQUENCES: Final = {"t2spir": ("T2SPIR", "DICOM_anon"), "t1dual": ("T1DUAL", "D
 _CLASSES: Final = {0: 0, 63: 1, 126: 2, 189: 3, 252: 4}
 
 
-def matches(path: Path) -> bool:
+def matches(path: Path, _files: Sequence[Path]) -> bool:
     """Whether there are folders `MR/*/T2SPIR/DICOM_anon` or `MR/*/T1DUAL/DICOM_anon` below `path`."""
     return any(True for _ in _image_folders(path))
 

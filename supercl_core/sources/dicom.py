@@ -36,7 +36,7 @@ _MOST_BYTES: Final = 1 << 20
 _MOST_SHOWN: Final = 20
 
 
-def matches(path: Path) -> bool:
+def matches(path: Path, _files: Sequence[Path]) -> bool:
     """Whether any file below `path` is DICOM by its content, or says so by its name."""
     return holds_dicom(path)
 

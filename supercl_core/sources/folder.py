@@ -11,21 +11,21 @@ The second of the first becomes the case site_b_scan_07. Classes are declared as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from supercl_core.errors import printable
 from supercl_core.formats.volume_files import volume_suffix
 from supercl_core.sources.base import DataSource
 from supercl_core.sources.siblings import declared_classes, read_siblings
-from supercl_core.sources.walk import walk
 
 NAME = "plain"
 EXPECTED = "plain: volumes (.nii.gz, .nii, .nrrd, .mha, .mhd, .hdr), in images/ beside labels/ or anywhere"
 
 
-def matches(path: Path) -> bool:
+def matches(_path: Path, files: Sequence[Path]) -> bool:
     """Whether anything below `path` is a volume by its name."""
-    return bool(walk(path, volume_suffix)[0])
+    return any(volume_suffix(file.name) is not None for file in files)
 
 
 def read(path: Path) -> DataSource:

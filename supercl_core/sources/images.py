@@ -12,6 +12,7 @@ these numbers as grey values, or as numbers of a palette.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,6 @@ from supercl_core.errors import printable
 from supercl_core.formats.flat_images import image_suffix
 from supercl_core.sources.base import DataSource
 from supercl_core.sources.siblings import declared_classes, read_siblings
-from supercl_core.sources.walk import walk
 
 NAME = "images"
 EXPECTED = "images: 2-D images (.png, .jpg, .tif, .bmp), in images/ beside masks/ or anywhere"
@@ -27,9 +27,9 @@ EXPECTED = "images: 2-D images (.png, .jpg, .tif, .bmp), in images/ beside masks
 _BINARY: Final = {0: 0, 1: 1, 255: 1}
 
 
-def matches(path: Path) -> bool:
+def matches(_path: Path, files: Sequence[Path]) -> bool:
     """Whether anything below `path` is a 2-D image by its name."""
-    return bool(walk(path, image_suffix)[0])
+    return any(image_suffix(file.name) is not None for file in files)
 
 
 def read(path: Path) -> DataSource:

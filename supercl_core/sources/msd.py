@@ -11,6 +11,7 @@ Raw data of nnU-Net v1 have the same dataset.json, and a file for each channel o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ _MOST_BYTES: Final = 1 << 26
 """Of dataset.json: half a million cases."""
 
 
-def matches(path: Path) -> bool:
+def matches(path: Path, _files: Sequence[Path]) -> bool:
     """Whether `path` has the file and the folder that every MSD task has."""
     return (path / "dataset.json").is_file() and (path / "imagesTr").is_dir()
 

@@ -16,7 +16,7 @@ ISIC_0000000.jpg, ISIC_0000000_segmentation.png                               is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -55,11 +55,7 @@ class NamedLayout:
     def EXPECTED(self) -> str:
         return f"{self.NAME}: {self.files}"
 
-    def matches(self, path: Path) -> bool:
-        """Whether anything below `path` is called like an image of this data set."""
-        return self.knows(path, walk(path)[0])
-
-    def knows(self, path: Path, files: Iterable[Path]) -> bool:
+    def matches(self, path: Path, files: Sequence[Path]) -> bool:
         """Whether any of these files below `path` is called like an image of this data set."""
         return any(self._find(self.image, path, file) for file in files)
 

@@ -14,6 +14,7 @@ the smallest region that holds it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ _MOST_BYTES: Final = 1 << 24
 _MOST_CHANNELS: Final = 100
 
 
-def matches(path: Path) -> bool:
+def matches(path: Path, _files: Sequence[Path]) -> bool:
     """Whether `path` has a dataset.json as nnU-Net v2 wants it, and a folder of images."""
     if not any((path / name).is_dir() for name in ("imagesTr", "imagesTs")):
         return False

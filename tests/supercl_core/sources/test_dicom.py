@@ -145,4 +145,4 @@ def test_a_list_of_files_that_were_not_copied_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_dicom_does_not_match(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("text")
     (tmp_path / "a.nii").touch()
-    assert not matches(tmp_path)
+    assert not matches(tmp_path, [tmp_path / "a.nii"])
