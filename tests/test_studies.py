@@ -71,7 +71,8 @@ def test_a_study_runs_from_data_to_page(real_data, tmp_path, name, task, num_cas
     assert results.unit == ("voxel" if name == "acdc" else "mm")
     assert (tmp_path / "out" / f"{name}.html").stat().st_size > 50_000
     page = tmp_path / "results.md"
-    page.write_text(f"before\n<!-- study {name} -->\n<!-- end -->\nafter\n")
+    parts = "".join(f"<!-- study {name} {recipe} -->\n<!-- end -->\n" for recipe in declared.recipes)
+    page.write_text(f"before\n{parts}after\n")
     command = [sys.executable, "-m", "benchmarks.results", str(tmp_path / "out" / name), "--page", str(page)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     text = page.read_text()
