@@ -55,8 +55,8 @@ def _with_part(text: str, results: Results, page: Path) -> str:
         shown += ["", f"![DSC minus that of {results.baseline}, with intervals]({picture.as_posix()})"]
         draw(results, page.parent / picture)
     begin = f"<!-- study {name} -->"
-    part = re.compile(rf"(?<={re.escape(begin)}\n).*?(?=<!-- end -->)", re.DOTALL)
-    text, num_found = part.subn(lambda _: "\n".join(shown) + "\n", text)
+    part = re.compile(rf"{re.escape(begin)}\n.*?<!-- end -->", re.DOTALL)
+    text, num_found = part.subn(lambda _: "\n".join([begin, *shown, "<!-- end -->"]), text)
     if num_found != 1:
         raise click.ClickException(f"{page}: {num_found} parts {begin} ... <!-- end -->, not one")
     return text

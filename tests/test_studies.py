@@ -79,4 +79,5 @@ def test_a_study_runs_from_data_to_page(real_data, tmp_path, name, task, num_cas
     assert text.startswith("before\n")
     assert text.endswith("<!-- end -->\nafter\n")
     for recipe in declared.recipes:
-        assert text.count(f"\n| {recipe} | 2 | ") == len(declared.arms)
+        part = text.split(f"<!-- study {name} {recipe} -->\n")[1].split("<!-- end -->")[0]
+        assert part.count("\n| 2 | ") == len(declared.arms)
